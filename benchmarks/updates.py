@@ -1,0 +1,228 @@
+"""Updates of a GPT-2 (124M): latent against plain, in time and memory."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from coconut.model import latent
+from workload import (
+    Update,
+    alternate,
+    build_gpt2,
+    checkpointed,
+    make_batch,
+    matrix_rates,
+    peak_mb,
+    plain,
+    share_optimizer,
+    update_peak_mb,
+    with_thoughts,
+    without_thoughts,
+)
+
+KINDS = {"plain": plain, "ours, no thoughts": without_thoughts, "latent": with_thoughts}
+STRAIGHT: dict[str, bool] = {"gates": False}
+IDEAS: dict[str, dict[str, bool]] = {
+    "straightforward": STRAIGHT,
+    "weight gradients once": {"gates": True},
+    "one operation per GELU": {"gelu": True},
+    "key-value store": {"store": True},
+    "store, padding left out": {"store": True, "packed": True},
+    "oneDNN products": {"onednn": True},
+    "all but oneDNN": {"gates": True, "gelu": True, "store": True, "packed": True},
+    "all": {"gates": True, "gelu": True, "store": True, "packed": True, "onednn": True},
+}
+"""On top of a straightforward implementation: one pass per latent column, the library's cache and layers."""
+
+
+def compare(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """Seconds of an update, B = 8 and B = 32."""
+    model = build_gpt2(device)
+    return {f"B={num_rows}": _seconds(model, device, num_rows, repeats) for num_rows in (8, 32)}
+
+
+def _seconds(model: Any, device: str, num_rows: int, repeats: int) -> dict[str, Any]:
+    batch = make_batch(num_rows, device)
+    updates = {name: Update(model, batch, nll) for name, nll in KINDS.items()}
+    updates["latent, torch's products"] = Update(model, batch, with_thoughts, **IDEAS["all but oneDNN"])
+    share_optimizer(updates)
+    seconds = alternate(updates, repeats=repeats)
+    return {
+        "columns": batch.input_ids_BT.shape[1],
+        "padding_share": round(1 - batch.attention_mask_BT.float().mean().item(), 3),
+        "seconds": seconds,
+        "latent / plain": seconds["latent"] / seconds["plain"],
+        "latent / ours, no thoughts": seconds["latent"] / seconds["ours, no thoughts"],
+    }
+
+
+def compare_ideas(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """Each idea alone, on top of a straightforward implementation, B = 8."""
+    model = build_gpt2(device)
+    batch = make_batch(8, device)
+    updates = {name: Update(model, batch, with_thoughts, **switched_on) for name, switched_on in IDEAS.items()}
+    updates = {"plain": Update(model, batch, plain), **updates}
+    share_optimizer(updates)
+    seconds = alternate(updates, repeats=max(3, repeats // 2))
+    memory = {name: update_peak_mb(update) for name, update in updates.items()}
+    return {"seconds": seconds, "peak_mb": memory}
+
+
+def further_thoughts(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """What one more thought adds to an update of 32 rows, as a share of a plain update."""
+    model = build_gpt2(device)
+    batches = {count: make_batch(32, device, num_latents=count) for count in (2, 10)}
+    updates = {f"latent {count}": Update(model, batch, with_thoughts) for count, batch in batches.items()}
+    updates |= {f"plain {count}": Update(model, batch, plain) for count, batch in batches.items()}
+    share_optimizer(updates)
+    seconds = alternate(updates, repeats=repeats)
+    base = seconds["plain 2"]
+    return {
+        "seconds": seconds,
+        "per thought / plain": (seconds["latent 10"] - seconds["latent 2"]) / 8 / base,
+        "plain's own cost of a column / plain": (seconds["plain 10"] - seconds["plain 2"]) / 8 / base,
+    }
+
+
+def memory(*, device: str, **_: Any) -> dict[str, Any]:
+    """Peak above weights, gradients and Adam."""
+    result = {}
+    model = build_gpt2(device)
+    for num_rows in (8, 32):
+        updates = {name: Update(model, make_batch(num_rows, device), nll) for name, nll in KINDS.items()}
+        updates["straightforward"] = Update(model, make_batch(num_rows, device), with_thoughts, **STRAIGHT)
+        share_optimizer(updates)
+        peaks = {name: update_peak_mb(update) for name, update in updates.items()}
+        result[f"B={num_rows}"] = {"peak_mb": peaks, "latent / plain": peaks["latent"] / peaks["plain"]}
+    return result
+
+
+def bf16(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """Autocast to bf16 against float32, the same update."""
+    model = build_gpt2(device)
+    result: dict[str, Any] = {
+        "operations_per_s": {
+            str(dtype).removeprefix("torch."): matrix_rates(device, dtype)["ours"]
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+    }
+    for num_rows in (8, 32):
+        batch = make_batch(num_rows, device)
+        updates = {
+            f"{name}, {precision}": Update(model, batch, nll)
+            for name, nll in (("plain", plain), ("latent", with_thoughts))
+            for precision in ("fp32", "bf16")
+        }
+        for name, update in updates.items():
+            update.is_bf16 = name.endswith("bf16")
+        share_optimizer(updates)
+        seconds = alternate(updates, repeats=repeats)
+        result[f"B={num_rows}"] = {
+            "seconds": seconds,
+            "latent bf16 / fp32": seconds["latent, bf16"] / seconds["latent, fp32"],
+            "latent / plain, bf16": seconds["latent, bf16"] / seconds["plain, bf16"],
+        }
+    return result
+
+
+def checkpointing(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """Memory that `runtime.checkpoint_activations` saves, and the time that it costs."""
+    model = build_gpt2(device)
+    batch = make_batch(8, device)
+    updates = {"kept": Update(model, batch, with_thoughts), "checkpointed": Update(model, batch, checkpointed)}
+    share_optimizer(updates)
+    seconds = alternate(updates, repeats=repeats)
+    return {"seconds": seconds, "peak_mb": {name: update_peak_mb(update) for name, update in updates.items()}}
+
+
+def large_vocabulary(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """Forward and backward of the loss at 151,936 entries: logits of all columns, of supervised ones, in chunks."""
+    del repeats
+    vocab_size = 151936
+    model = build_gpt2(device, vocab_size=vocab_size, n_layer=2)
+    result: dict[str, Any] = {}
+    for num_rows in (4, 16):
+        batch = make_batch(num_rows, device)
+
+        def all_columns(batch: Any = batch) -> None:
+            model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=batch.labels_BT)[
+                "loss"
+            ].backward()
+
+        def supervised(chunk_logits: int, batch: Any = batch) -> None:
+            before, latent.CHUNK_LOGITS = latent.CHUNK_LOGITS, chunk_logits
+            with contextlib.ExitStack() as stack:
+                stack.callback(setattr, latent, "CHUNK_LOGITS", before)
+                nll, num_tokens = without_thoughts(model, batch)
+                (nll / num_tokens).backward()
+
+        kinds = {
+            "all columns": all_columns,
+            "supervised columns": lambda: supervised(1 << 40),
+            "supervised columns, in chunks": lambda: supervised(latent.CHUNK_LOGITS),
+        }
+        steps = {}
+        for name, kind in kinds.items():
+            model.zero_grad()
+            kind()
+            steps[name] = peak_mb(kind)
+        result[f"B={num_rows}"] = {
+            "supervised": int((batch.labels_BT != -100).sum()),
+            "columns": batch.num_columns,
+            "peak_mb": steps,
+            "seconds": alternate(kinds, repeats=3),
+        }
+    return {"vocab_size": vocab_size, **result}
+
+
+def profile(*, device: str, results_dir: Path, **_: Any) -> dict[str, Any]:
+    """The operations of one latent and one plain update, most expensive first."""
+    model = build_gpt2(device)
+    batch = make_batch(8, device)
+    updates = {name: Update(model, batch, nll) for name, nll in (("plain", plain), ("latent", with_thoughts))}
+    share_optimizer(updates)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    lines = []
+    for name, update in updates.items():
+        update()
+        with torch.profiler.profile(activities=activities) as profiled:
+            update()
+        rows = sorted(profiled.key_averages(), key=lambda row: -_own_us(row, device))[:25]
+        total = sum(_own_us(row, device) for row in profiled.key_averages())
+        lines += [f"{name} update, B = 8: {total / 1e3:.0f} ms", f"{'ms':>9} {'share':>6} {'calls':>6}  operation"]
+        lines += [
+            f"{_own_us(row, device) / 1e3:9.1f} {_own_us(row, device) / total:6.1%} {row.count:6d}  {row.key}"
+            for row in rows
+        ]
+        lines.append("")
+    (results_dir / "profile.txt").write_text("\n".join(lines), encoding="utf-8")
+    return {"file": "profile.txt"}
+
+
+def _own_us(row: Any, device: str) -> float:
+    return float(row.self_device_time_total if device == "cuda" else row.self_cpu_time_total)
+
+
+def small_model(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
+    """The embedded default: 64 wide, 3 layers, 64 rows, one thread."""
+    config = AutoConfig.from_pretrained(Path(__file__).parents[1] / "models" / "tiny", vocab_size=32)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(device).train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = {}
+    for num_latents, target in ((0, 11), (1, 9), (4, 3)):
+        options = {"num_latents": num_latents, "question": (9, 9), "supervised": (target, target)}
+        batch = make_batch(64, device, **options)
+        batch = batch._replace(input_ids_BT=batch.input_ids_BT % 32, labels_BT=batch.labels_BT.clamp(max=31))
+        updates = {name: Update(model, batch, nll) for name, nll in (("plain", plain), ("latent", with_thoughts))}
+        updates["straightforward"] = Update(model, batch, with_thoughts, **STRAIGHT)
+        share_optimizer(updates)
+        result[f"{num_latents} thoughts"] = {"seconds": alternate(updates, repeats=8 * repeats, warm_up=5)}
+    torch.set_num_threads(threads)
+    return result

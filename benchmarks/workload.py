@@ -1,0 +1,201 @@
+"""What is measured: a model, batches, updates of several kinds, and how time and memory are taken."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from coconut.data.collator import Batch, collate
+from coconut.data.views import IGNORED, View
+from coconut.model import columns, layers, products
+from coconut.model.feedback import Feedback
+from coconut.model.latent import latent_nll, supervised_nll
+
+VOCAB_SIZE = 50260
+Nll = Callable[[PreTrainedModel, Batch], tuple[Tensor, int]]
+
+
+def build_gpt2(device: str, *, vocab_size: int = VOCAB_SIZE, **shape: int) -> PreTrainedModel:
+    """Random weights in the shape of GPT-2 (124M), without dropout."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=vocab_size, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, **shape)
+    return GPT2LMHeadModel(config).to(device).train()
+
+
+def make_views(
+    num_rows: int,
+    *,
+    num_latents: int = 6,
+    question: tuple[int, int] = (48, 64),
+    supervised: tuple[int, int] = (8, 24),
+    seed: int = 0,
+) -> list[View]:
+    """Rows of random tokens; `question` and `supervised` are the shortest and the longest."""
+    random = Random(seed)
+    views = []
+    for _ in range(num_rows):
+        prompt = [random.randrange(50257) for _ in range(random.randint(*question))]
+        target = [random.randrange(50257) for _ in range(random.randint(*supervised))]
+        ids = prompt + [50259] * num_latents + target
+        labels = [IGNORED] * (len(prompt) + num_latents) + target
+        views.append(View(ids, labels, prefix_length=len(prompt), num_slots=num_latents, num_thoughts=num_latents))
+    return views
+
+
+def make_batch(num_rows: int, device: str, **options: Any) -> Batch:
+    """A padded batch of `make_views`."""
+    return collate(make_views(num_rows, **options), pad_id=0).to(device)
+
+
+# --- kinds of updates -------------------------------------------------------------------------
+
+
+def plain(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """The yardstick: the same batch as ordinary tokens, one pass of the library's own model."""
+    output = model.base_model(
+        input_ids=batch.input_ids_BT,
+        attention_mask=batch.attention_mask_BT,
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
+    )
+    return supervised_nll(model, output.last_hidden_state, batch.labels_BT)
+
+
+def with_thoughts(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """What we ship."""
+    return latent_nll(model, Feedback(), **batch._asdict())
+
+
+def checkpointed(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """The same, keeping no activations between passes."""
+    return latent_nll(model, Feedback(), **batch._asdict(), checkpoint_activations=True)
+
+
+def without_thoughts(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """A stricter yardstick: the same batch as ordinary tokens, with all that we do to be fast."""
+    fields = batch._asdict() | {"is_latent_BT": torch.zeros_like(batch.is_latent_BT)}
+    return latent_nll(model, Feedback(), **fields)
+
+
+@contextlib.contextmanager
+def ideas(
+    *, gates: bool = False, store: bool = False, packed: bool = False, onednn: bool = False, gelu: bool = False
+) -> Iterator[None]:
+    """Run what we ship with these ideas alone; none of them is a straightforward implementation."""
+    places = [
+        (layers, "MIN_WEIGHT_ELEMENTS", 0 if gates else 1 << 60),
+        (layers, "fused_gelu", layers.fused_gelu if gelu else _eight_operations),
+        (products, "MIN_MULTIPLICATIONS", products.MIN_MULTIPLICATIONS if onednn else 1 << 60),
+        (columns, "MIN_WIDTH", 0 if store else 1 << 60),
+        (columns, "MIN_PACKED_WORK", columns.MIN_PACKED_WORK if packed else 1 << 60),
+    ]
+    before = [getattr(module, name) for module, name, _ in places]
+    for module, name, value in places:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def _eight_operations(input: Tensor) -> Tensor:
+    return 0.5 * input * (1.0 + torch.tanh((2.0 / torch.pi) ** 0.5 * (input + 0.044715 * torch.pow(input, 3.0))))
+
+
+class Update:
+    """One optimiser update on a batch: zero the gradients, forward, backward, AdamW."""
+
+    def __init__(self, model: PreTrainedModel, batch: Batch, nll: Nll, **switched_on: bool) -> None:
+        self.model, self.batch, self.nll, self.switched_on = model, batch, nll, switched_on
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.keeps_gradients = False
+        self.is_bf16 = False
+
+    def __call__(self) -> None:
+        self.model.zero_grad(set_to_none=not self.keeps_gradients)
+        with ideas(**self.switched_on) if self.switched_on else contextlib.nullcontext():
+            with torch.autocast(self.batch.input_ids_BT.device.type, torch.bfloat16, enabled=self.is_bf16):
+                nll, num_tokens = self.nll(self.model, self.batch)
+            (nll / num_tokens).backward()
+        assert self.optimizer is not None
+        self.optimizer.step()
+
+
+def share_optimizer(updates: Mapping[str, Update]) -> None:
+    """One AdamW for all, as they update one model."""
+    model = next(iter(updates.values())).model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    for update in updates.values():
+        update.optimizer = optimizer
+
+
+# --- measures ---------------------------------------------------------------------------------
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one in use."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def alternate(steps: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each, taken in turns: what disturbs the machine for a while disturbs all."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warm_up + repeats):
+        for name, step in steps.items():
+            synchronize()
+            started = time.perf_counter()
+            step()
+            synchronize()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_mb(step: Callable[[], Any]) -> float:
+    """Largest sum of tensors that the step allocates over what is there already, in MB.
+
+    On a CPU from the allocator's own events (torch profiler): exact, and blind to what malloc keeps
+    back or the kernel hands out lazily, which make resident memory of one process depend on what ran
+    before. On a GPU from torch's allocator.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak / 1e6
+
+
+def update_peak_mb(update: Update) -> float:
+    """Peak of an update above weights, gradients and Adam's moments, all of which are there before."""
+    update()
+    update.keeps_gradients = True
+    update()
+    peak = peak_mb(update)
+    update.keeps_gradients = False
+    return peak
+
+
+def matrix_rates(device: str, dtype: torch.dtype = torch.float32, size: int = 2048) -> dict[str, float]:
+    """Operations per second of a large matrix product: torch's own, and through the library that we take."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    with torch.no_grad():
+        seconds = alternate({"torch": lambda: a @ b, "ours": lambda: products.linear(a, b)}, repeats=7)
+    return {name: 2 * size**3 / value for name, value in seconds.items()}

@@ -1,0 +1,23 @@
+"""Train language models to reason in continuous thoughts, and use them.
+
+    from coconut import Example, Reasoner
+
+Names are imported on first use: pipeline stages that need no torch do not wait for it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coconut.data.examples import Example
+    from coconut.reasoner import Reasoner, Solution
+
+__all__ = ["Example", "Reasoner", "Solution"]
+
+_HOMES = {"Example": "coconut.data.examples", "Reasoner": "coconut.reasoner", "Solution": "coconut.reasoner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'coconut' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

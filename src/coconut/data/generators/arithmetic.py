@@ -1,0 +1,53 @@
+"""Chained modular arithmetic: the embedded default's task."""
+
+import random
+
+from coconut.config import ChainedArithmetic
+from coconut.data.examples import Example
+
+
+def count(config: ChainedArithmetic) -> int:
+    """Number of distinct questions, p (3p - 4)^K.
+
+    >>> count(ChainedArithmetic("chained_arithmetic", num_operations=2, modulus=11))
+    9251
+    """
+    _check_prime(config.modulus)
+    return int(config.modulus * (3 * config.modulus - 4) ** config.num_operations)
+
+
+def draw(config: ChainedArithmetic, rng: random.Random) -> Example:
+    """Draw a start value and operations, uniformly over all questions."""
+    operations = _operations(config.modulus)
+    start = rng.randrange(config.modulus)
+    return solve(start, [rng.choice(operations) for _ in range(config.num_operations)], config.modulus)
+
+
+def solve(start: int, operations: list[tuple[str, int]], modulus: int) -> Example:
+    """Write the question; each step is the running value after one operation.
+
+    >>> solve(10, [("-", 10), ("-", 5), ("+", 8), ("-", 5)], 11)
+    Example(question='10 - 10 - 5 + 8 - 5 ?', steps=('0', '6', '3', '9'), answer='9')
+    """
+    value = start
+    values = []
+    for symbol, operand in operations:
+        value = {"+": value + operand, "-": value - operand, "*": value * operand}[symbol] % modulus
+        values.append(str(value))
+    words = [str(start), *(f"{symbol} {operand}" for symbol, operand in operations), "?"]
+    return Example(" ".join(words), values, values[-1])
+
+
+def _operations(modulus: int) -> list[tuple[str, int]]:
+    # No "+ 0", "- 0", "* 0", "* 1": each operation is a bijection, and none is the identity.
+    sums = [(symbol, operand) for symbol in "+-" for operand in range(1, modulus)]
+    return sums + [("*", operand) for operand in range(2, modulus)]
+
+
+def _check_prime(modulus: int) -> None:
+    factor = next((n for n in range(2, int(modulus**0.5) + 1) if modulus % n == 0), None)
+    if factor is not None:
+        raise ValueError(
+            f"data.generator.modulus: found {modulus} = {factor} * {modulus // factor}, wanted a prime,"
+            " or a product would lose its first factor and some answers be likelier; take 11, for instance"
+        )

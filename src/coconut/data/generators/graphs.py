@@ -1,0 +1,260 @@
+"""ProsQA-like reachability in a directed acyclic graph with two roots.
+
+Two targets are named. One can be reached from the asked root, the other only from the other root.
+Both are leaves, equally far from their roots, by exactly one shortest path each: swapping the
+roots swaps the answers, so nothing but the way through the graph tells the targets apart.
+
+Growth follows ProsQA (arXiv:2412.06769, appendix): nodes come one by one; .35 of them get parents
+below the first root only, .35 below the second only, .3 anywhere; deep parents are preferred.
+Unlike ProsQA the number of edges is exact, no name but the two roots occurs, the wrong target is
+as deep as the right one, and the shortest path is unique (in ProsQA there are 1.6 on average).
+"""
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean
+from typing import NamedTuple
+
+from coconut.config import Graph
+from coconut.data.examples import Example
+
+PAPER_STATISTICS = {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}
+"""Means over ProsQA, as published in the paper's appendix."""
+
+MAX_ATTEMPTS = 1_000
+"""Graphs grown in search of one that fits, before the wish counts as impossible."""
+
+# fmt: off
+_NAMES = [
+    "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally",
+    "Sam", "Stella", "Tom", "Wren",
+]
+_CONCEPTS = [
+    "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus",
+    "gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus",
+    "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus",
+    "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus",
+]
+# fmt: on
+
+_ANYWHERE = 2
+_Edge = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A graph whose roots are nodes 0 and 1, and the target that belongs to each root."""
+
+    edges: Sequence[_Edge]
+    paths: tuple[list[int], list[int]]
+    """For each root, the nodes from it to its target."""
+
+
+class ParsedQuestion(NamedTuple):
+    """What a question says, names and concepts as they are written."""
+
+    edges: list[tuple[str, str]]
+    targets: tuple[str, str]
+    root: str
+
+
+def count(config: Graph) -> int | None:
+    """Refuse impossible wishes; how many distinct questions there are is not known."""
+    where = "data.generator"
+    if config.min_hops > config.max_hops:
+        raise ValueError(f"{where}.min_hops: found {config.min_hops}, wanted at most max_hops, {config.max_hops}")
+    least, most = config.num_nodes - 2, (config.num_nodes - 2) * (config.num_nodes + 1) // 2
+    if not least <= config.num_edges <= most:
+        raise ValueError(
+            f"{where}.num_edges: found {config.num_edges}, wanted between {least} and {most}"
+            f" with num_nodes: {config.num_nodes} (each node but the two roots has a parent)"
+        )
+    if 2 * config.max_hops > config.num_nodes - 2:
+        raise ValueError(
+            f"{where}.max_hops: found {config.max_hops}, wanted at most {(config.num_nodes - 2) // 2} with"
+            f" num_nodes: {config.num_nodes} (two paths that share no node); enlarge num_nodes, or lower max_hops"
+        )
+    if config.task == "graph_sentences" and config.num_nodes > len(_CONCEPTS) + 2:
+        raise ValueError(
+            f"{where}.num_nodes: found {config.num_nodes}, wanted at most {len(_CONCEPTS) + 2}, for there are"
+            f" {len(_CONCEPTS)} words; take fewer nodes, or task: graph_symbols"
+        )
+    return None
+
+
+def draw(config: Graph, rng: random.Random) -> Example:
+    """Draw a graph and ask about one of its roots, in sentences or in symbols."""
+    puzzle = _draw_puzzle(config, rng)
+    edges = list(puzzle.edges)
+    rng.shuffle(edges)
+    # Which root is asked is drawn, so the order of the targets tells nothing.
+    root = rng.randrange(2)
+    targets = [path[-1] for path in puzzle.paths]
+    if config.task == "graph_symbols":
+        return _in_symbols(edges, targets, puzzle.paths[root], rng.sample(range(config.num_nodes), config.num_nodes))
+    names, concepts = rng.sample(_NAMES, 2), rng.sample(_CONCEPTS, config.num_nodes - 2)
+    return _in_sentences(edges, targets, puzzle.paths[root], names + concepts)
+
+
+def _in_sentences(edges: list[_Edge], targets: list[int], path: list[int], words: list[str]) -> Example:
+    def sentence(parent: int, child: int) -> str:
+        return f"{'' if parent < 2 else 'Every '}{words[parent]} is a {words[child]}."
+
+    facts = " ".join(sentence(*edge) for edge in edges)
+    question = f"{facts} Is {words[path[0]]} a {words[targets[0]]} or {words[targets[1]]}?"
+    steps = [sentence(*edge) for edge in pairwise(path)]
+    return Example(question, steps, sentence(path[0], path[-1]))
+
+
+def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int]) -> Example:
+    facts = " | ".join(f"{symbols[parent]} {symbols[child]}" for parent, child in edges)
+    question = f"{facts} [Q] {symbols[targets[0]]} {symbols[targets[1]]} [R] {symbols[path[0]]}"
+    # A step is the node arrived at, one token: thought k then is the state that predicts step k.
+    return Example(question, [str(symbols[node]) for node in path[1:]], str(symbols[path[-1]]))
+
+
+# --- growing a graph ------------------------------------------------------------------------
+
+
+def _draw_puzzle(config: Graph, rng: random.Random) -> Puzzle:
+    # Binomial: with 3 to 6 hops .42 .42 .14 .02, where ProsQA's validation set has .41 .44 .12 .02.
+    num_hops = config.min_hops + sum(rng.random() < 0.25 for _ in range(config.max_hops - config.min_hops))
+    for _ in range(MAX_ATTEMPTS):
+        puzzle = _grow(config, num_hops, rng)
+        if puzzle is not None:
+            return puzzle
+    raise ValueError(
+        f"data.generator: no graph with {config.num_nodes} nodes, {config.num_edges} edges and two paths of"
+        f" {num_hops} hops in {MAX_ATTEMPTS} attempts; lower num_edges, or the hops"
+    )
+
+
+def _grow(config: Graph, num_hops: int, rng: random.Random) -> Puzzle | None:
+    """Give every node but 0 and 1 a parent among earlier nodes, then add edges up to the number.
+
+    Returns:
+        The puzzle, or None if what was drawn leaves no room for so many edges.
+    """
+    sides, paths = _place_nodes(config.num_nodes, num_hops, rng)
+    before = {child: parent for path in paths for parent, child in pairwise(path)}
+    targets = (paths[0][-1], paths[1][-1])
+    depth = [0, 0]
+    edges, spare = [], []
+    for node in range(2, config.num_nodes):
+        parents = [p for p in range(node) if p not in targets and sides[node] in (_ANYWHERE, sides[p])]
+        if node in before:
+            parent = before[node]
+        else:
+            parent = rng.choices(parents, weights=[1.5 * depth[p] + 1 for p in parents])[0]
+        depth.append(depth[parent] + 1)
+        edges.append((parent, node))
+        spare += [(p, node) for p in parents if p != parent]
+    children = _children(edges, config.num_nodes)
+    for parent, node in _shuffle_weighted(spare, [1.5 * depth[p] + 1 for p, _ in spare], rng):
+        if len(edges) == config.num_edges:
+            break
+        if sides[node] == _ANYWHERE or not _rivals(parent, node, paths[sides[node]], children):
+            children[parent].append(node)
+            edges.append((parent, node))
+    return Puzzle(edges, paths) if len(edges) == config.num_edges else None
+
+
+def _place_nodes(num_nodes: int, num_hops: int, rng: random.Random) -> tuple[list[int], tuple[list[int], list[int]]]:
+    """Draw whose child each node may be (a root's number, or anywhere) and which are on the paths."""
+    owners: list[int | None] = [0, 1] * num_hops + [None] * (num_nodes - 2 - 2 * num_hops)
+    rng.shuffle(owners)
+    sides, paths = [0, 1], ([0], [1])
+    for node, owner in enumerate(owners, start=2):
+        if owner is None:
+            sides.append(rng.choices((0, 1, _ANYWHERE), weights=(0.35, 0.35, 0.3))[0])
+        else:
+            sides.append(owner)
+            paths[owner].append(node)
+    return sides, paths
+
+
+def _shuffle_weighted(edges: list[_Edge], weights: list[float], rng: random.Random) -> list[_Edge]:
+    # Efraimidis and Spirakis 2006: sorting by u^(1/w) draws by weight, without replacement.
+    keys = [rng.random() ** (1 / weight) for weight in weights]
+    return [edges[i] for i in sorted(range(len(edges)), key=keys.__getitem__, reverse=True)]
+
+
+def _rivals(parent: int, node: int, path: list[int], children: list[list[int]]) -> bool:
+    """Whether an edge would open another way along `path` that is as short, or shorter."""
+    from_root, _ = _search(path[0], children)
+    if parent not in from_root:
+        return False
+    from_node, _ = _search(node, children)
+    return path[-1] in from_node and from_root[parent] + 1 + from_node[path[-1]] < len(path)
+
+
+def _search(root: int, children: list[list[int]]) -> tuple[dict[int, int], dict[int, int]]:
+    """Breadth-first search: hops to each node in reach, and the number of ways that short."""
+    distance, num_paths = {root: 0}, {root: 1}
+    queue = [root]
+    for node in queue:
+        for child in children[node]:
+            if child not in distance:
+                distance[child], num_paths[child] = distance[node] + 1, 0
+                queue.append(child)
+            if distance[child] == distance[node] + 1:
+                num_paths[child] += num_paths[node]
+    return distance, num_paths
+
+
+def _children(edges: Iterable[_Edge], num_nodes: int) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in range(num_nodes)]
+    for parent, child in edges:
+        children[parent].append(child)
+    return children
+
+
+# --- statistics -----------------------------------------------------------------------------
+
+_FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
+_QUERY = re.compile(r" Is (\w+) a (\w+) or (\w+)\?$")
+
+
+def read_question(question: str) -> ParsedQuestion | None:
+    """Read a question of either form back; None if it is of neither.
+
+    >>> read_question("Every lempus is a rompus. Tom is a lempus. Is Tom a zumpus or rompus?")
+    ParsedQuestion(edges=[('lempus', 'rompus'), ('Tom', 'lempus')], targets=('zumpus', 'rompus'), root='Tom')
+    >>> read_question("5 0 | 3 5 [Q] 4 0 [R] 3")
+    ParsedQuestion(edges=[('5', '0'), ('3', '5')], targets=('4', '0'), root='3')
+    """
+    if (query := _QUERY.search(question)) is not None:
+        facts = _FACT.findall(question[: query.start()])
+        return ParsedQuestion(facts, (query[2], query[3]), query[1])
+    symbols = re.fullmatch(r"(\d+ \d+(?: \| \d+ \d+)*) \[Q\] (\d+) (\d+) \[R\] (\d+)", question)
+    if symbols is None:
+        return None
+    edges = [(parent, child) for parent, child in (pair.split() for pair in symbols[1].split(" | "))]
+    return ParsedQuestion(edges, (symbols[2], symbols[3]), symbols[4])
+
+
+def statistics(examples: Iterable[Example]) -> dict[str, float] | None:
+    """Mean size of the examples' graphs, to be held against `PAPER_STATISTICS`.
+
+    Returns:
+        Means of nodes, edges, path (hops to the target) and shortest_paths (of that length), or
+        None if some question is not one about a graph.
+    """
+    rows = []
+    for example in examples:
+        parsed = read_question(example.question)
+        if parsed is None or not example.steps:
+            return None
+        number = {word: i for i, word in enumerate(dict.fromkeys(word for edge in parsed.edges for word in edge))}
+        answer = example.answer.rstrip(".").split()[-1]
+        if parsed.root not in number or answer not in number:
+            return None
+        edges = [(number[parent], number[child]) for parent, child in parsed.edges]
+        _, num_paths = _search(number[parsed.root], _children(edges, len(number)))
+        rows.append((len(number), len(edges), len(example.steps), num_paths.get(number[answer], 0)))
+    if not rows:
+        return None
+    return {key: round(mean(column), 3) for key, column in zip(PAPER_STATISTICS, zip(*rows, strict=True), strict=True)}

@@ -1,0 +1,151 @@
+"""The first pipeline stage: three splits in canonical form that share no question, and their statistics."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from loguru import logger
+
+from coconut.config import DataConfig
+from coconut.data.examples import Example, write_examples
+from coconut.data.generators import generate, graphs
+from coconut.data.sources import Reading, read_split
+
+SPLITS = ("train", "valid", "test")
+
+_Statistics = dict[str, Any]
+
+
+def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Statistics:
+    """Read or generate the splits, part them, and write them and their statistics.
+
+    Nothing is written before everything has succeeded; equal input gives equal bytes.
+
+    Returns:
+        What stands in the metrics file.
+
+    Raises:
+        ValueError: naming the file and row, or the parameter, that cannot be used.
+    """
+    readings = read_splits(data)
+    examples, dropped = part_splits({split: reading.examples for split, reading in readings.items()})
+    if data.max_train is not None:
+        dropped["train"]["beyond_max_train"] = max(0, len(examples["train"]) - data.max_train)
+        examples["train"] = examples["train"][: data.max_train]
+    metrics: _Statistics = {
+        split: _split_statistics(readings[split], dropped[split], examples[split]) for split in SPLITS
+    }
+    for split in SPLITS:
+        _log_split(split, metrics[split])
+        if not examples[split]:
+            raise ValueError(
+                f"data.{split}: no example left of {readings[split].num_rows} rows (dropped:"
+                f" {_listed(metrics[split]['dropped'])}); a question stays only in the last of train, valid, test that"
+                " has it: use start and rows to cut one file into splits"
+            )
+    metrics["overlap"] = overlap(examples)
+    metrics["max_train"] = data.max_train
+    if any("graphs" in metrics[split] for split in SPLITS):
+        metrics["graphs_in_paper"] = graphs.PAPER_STATISTICS
+    _write(examples, metrics, examples_dir, metrics_path)
+    return metrics
+
+
+def read_splits(data: DataConfig) -> dict[str, Reading]:
+    """Read the splits; those that are generated come from one stream, so they share no question."""
+    # Test first, train last: a longer training set leaves the held-out questions as they were.
+    order = [split for split in ("test", "valid", "train") if getattr(data, split).format == "generated"]
+    sizes = {split: getattr(data, split).start + getattr(data, split).rows for split in order}
+    stream: list[Example] = []
+    if order:
+        assert data.generator is not None, "the config wants a generator for generated splits"
+        stream = generate(data.generator, sum(sizes.values()), seed=data.seed)
+    readings = {}
+    for split in order:
+        taken, stream = stream[: sizes[split]][getattr(data, split).start :], stream[sizes[split] :]
+        readings[split] = Reading(taken, len(taken), {})
+    return {split: readings[split] if split in readings else read_split(data, split) for split in SPLITS}
+
+
+def part_splits(
+    examples: Mapping[str, list[Example]],
+) -> tuple[dict[str, list[Example]], dict[str, dict[str, int]]]:
+    """Remove from `train` what is in `valid` or `test`, and from `valid` what is in `test`.
+
+    The test split stays as published, so that its accuracies compare with those of others.
+
+    Returns:
+        (examples, dropped): the splits, and how many each lost, by reason.
+    """
+    test = {_key(example) for example in examples["test"]}
+    valid = {_key(example) for example in examples["valid"]} - test
+    kept = {"test": list(examples["test"])}
+    dropped: dict[str, dict[str, int]] = {"test": {}}
+    for split, rivals in (("valid", {"in_test": test}), ("train", {"in_test": test, "in_valid": valid})):
+        kept[split] = [e for e in examples[split] if not any(_key(e) in keys for keys in rivals.values())]
+        dropped[split] = {reason: sum(_key(e) in keys for e in examples[split]) for reason, keys in rivals.items()}
+    return kept, dropped
+
+
+def overlap(examples: Mapping[str, list[Example]]) -> dict[str, int]:
+    """Count the questions that two splits share."""
+    keys = {split: {_key(example) for example in examples[split]} for split in SPLITS}
+    pairs = [("train", "valid"), ("train", "test"), ("valid", "test")]
+    return {f"{first}_{second}": len(keys[first] & keys[second]) for first, second in pairs}
+
+
+def _key(example: Example) -> str:
+    # Published copies of one set differ in their spaces.
+    return " ".join(example.question.split())
+
+
+def _split_statistics(reading: Reading, dropped: Mapping[str, int], examples: list[Example]) -> _Statistics:
+    num_steps = Counter(len(example.steps) for example in examples)
+    statistics: _Statistics = {
+        "rows_read": reading.num_rows,
+        "kept": len(examples),
+        "dropped": {f"malformed: {reason}": number for reason, number in reading.malformed.items()} | dict(dropped),
+        "repeated_questions": len(examples) - len({_key(example) for example in examples}),
+        "steps_mean": round(fmean(num_steps.elements()), 3) if examples else 0.0,
+        "steps_per_example": {str(number): num_steps[number] for number in sorted(num_steps)},
+    }
+    graph_statistics = graphs.statistics(examples)
+    if graph_statistics is not None:
+        statistics["graphs"] = graph_statistics
+    return statistics
+
+
+def _log_split(split: str, statistics: _Statistics) -> None:
+    logger.info(
+        "{}: {} rows read, {} examples kept, {:.2f} steps each; dropped: {}; repeated questions: {}",
+        *(split, statistics["rows_read"], statistics["kept"], statistics["steps_mean"]),
+        *(_listed(statistics["dropped"]), statistics["repeated_questions"]),
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items() if number) or "none"
+
+
+def _write(examples: Mapping[str, list[Example]], metrics: _Statistics, examples_dir: Path, metrics_path: Path) -> None:
+    paths = {split: examples_dir / f"{split}.jsonl" for split in SPLITS}
+    try:
+        examples_dir.mkdir(parents=True, exist_ok=True)
+        metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        for split, path in paths.items():
+            write_examples(_unfinished(path), examples[split])
+        _unfinished(metrics_path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        for path in (*paths.values(), metrics_path):
+            _unfinished(path).replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{error.filename or examples_dir}: cannot be written: {error.strerror or error};"
+            " make the folder writable, or free space on its disk"
+        ) from None
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")

@@ -1,0 +1,84 @@
+"""One example at one latent stage, as ids and labels.
+
+    [question | <start> | latent x n | <end> | remaining steps | answer <eos>]
+
+Without markers there is no `<start>` and no `<end>`, and the first thought is fed from the last
+question token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from coconut.data.curriculum import ViewPlan
+
+IGNORED = -100
+"""The label of a column without loss."""
+
+
+class MarkerIds(NamedTuple):
+    """Ids of `<|start-latent|>`, `<|end-latent|>` and `<|latent|>`."""
+
+    start: int
+    end: int
+    latent: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A row before padding; the columns `prefix_length .. prefix_length + num_latents` are the slots."""
+
+    input_ids: list[int]
+    labels: list[int]
+    prefix_length: int
+    """Columns before the first slot."""
+    num_slots: int
+    num_thoughts: int
+    """Slots that are fed back: all of them, or none where the slot is a pause token."""
+
+    @property
+    def num_supervised(self) -> int:
+        return len(self.labels) - self.labels.count(IGNORED)
+
+
+def build_view(
+    question_ids: Sequence[int],
+    steps_ids: Sequence[Sequence[int]],
+    answer_ids: Sequence[int],
+    *,
+    plan: ViewPlan,
+    markers: MarkerIds,
+) -> View:
+    """Lay out a training view; the labels are `IGNORED` up to the first remaining step.
+
+    >>> plan = ViewPlan(num_dropped_steps=1, num_latents=2, markers=True)
+    >>> view = build_view([1, 2], [[3, 4], [5]], [6, 7], plan=plan, markers=MarkerIds(90, 91, 92))
+    >>> view.input_ids
+    [1, 2, 90, 92, 92, 91, 5, 6, 7]
+    >>> view.labels
+    [-100, -100, -100, -100, -100, -100, 5, 6, 7]
+    """
+    prompt = build_prompt(question_ids, plan=plan, markers=markers)
+    reasoning = list(chain.from_iterable(steps_ids[plan.num_dropped_steps :]))
+    target = reasoning[plan.num_dropped_tokens :] + list(answer_ids)
+    return View(
+        input_ids=prompt.input_ids + target,
+        labels=[IGNORED] * len(prompt.input_ids) + target,
+        prefix_length=prompt.prefix_length,
+        num_slots=prompt.num_slots,
+        num_thoughts=prompt.num_thoughts,
+    )
+
+
+def build_prompt(question_ids: Sequence[int], *, plan: ViewPlan, markers: MarkerIds) -> View:
+    """Lay out what generation starts from: the question, the slots and the markers around them."""
+    prefix = list(question_ids) + [markers.start] * plan.markers
+    ids = prefix + [markers.latent] * plan.num_latents + [markers.end] * plan.markers
+    return View(
+        input_ids=ids,
+        labels=[IGNORED] * len(ids),
+        prefix_length=len(prefix),
+        num_slots=plan.num_latents,
+        num_thoughts=plan.num_latents if plan.slot == "thought" else 0,
+    )

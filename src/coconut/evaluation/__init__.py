@@ -1,0 +1,1 @@
+"""Answers, accuracies and their intervals."""

@@ -1,0 +1,160 @@
+"""Score a model on a split: loss, and accuracy by batched greedy generation."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from loguru import logger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut.data.collator import collate
+from coconut.data.curriculum import ViewPlan
+from coconut.data.examples import Example
+from coconut.data.views import MarkerIds, View, build_prompt, build_view
+from coconut.evaluation.answers import extract_answer, same_answer
+from coconut.model.feedback import Feedback
+from coconut.model.generation import Decoded, generate
+from coconut.model.latent import latent_nll
+
+ANSWER_MARK = "###"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One example and what the model made of it; a line of `predictions.jsonl`."""
+
+    index: int
+    num_steps: int
+    """Of the gold solution."""
+    gold: str
+    answer: str | None
+    """Extracted from the text; None where it holds none."""
+    right: bool
+    truncated: bool
+    num_generated_tokens: int
+    text: str
+
+
+@dataclass
+class Evaluator:
+    """A model, ready to be scored at one plan.
+
+    The largest batch that fits is found by halving on out-of-memory; results do not depend on it.
+    """
+
+    model: PreTrainedModel
+    feedback: Feedback
+    tokenizer: PreTrainedTokenizerBase
+    plan: ViewPlan
+    markers: MarkerIds
+    max_new_tokens: int
+    batch_size: int
+    autocast: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    num_oom_retries: int = 0
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        many = configured if isinstance(configured, list) else [configured]
+        return sorted({int(i) for i in [*many, self.tokenizer.eos_token_id] if i is not None})
+
+    def decode(
+        self, prompts: Sequence[View], *, on_rows: Callable[[int], object] = lambda _count: None
+    ) -> list[Decoded]:
+        """Generate after each prompt, longest first so that little is padded; results in the given order."""
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
+        decoded: dict[int, Decoded] = {}
+
+        def decode_batch(places: Sequence[int]) -> None:
+            rows = self._decode_batch([prompts[place] for place in places])
+            decoded.update(zip(places, rows, strict=True))
+            on_rows(len(places))
+
+        self._in_batches(order, decode_batch)
+        return [decoded[place] for place in range(len(prompts))]
+
+    def _decode_batch(self, prompts: Sequence[View]) -> list[Decoded]:
+        # A position that the model does not have cannot be generated into.
+        num_positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        limits = [max(0, min(self.max_new_tokens, num_positions - len(prompt.input_ids))) for prompt in prompts]
+        inputs = collate(prompts, pad_id=self.pad_id).to(self.model.device)._asdict()
+        del inputs["labels_BT"]
+        with self.autocast():
+            return generate(self.model, self.feedback, **inputs, eos_ids=self.eos_ids, max_new_tokens=limits)
+
+    @torch.no_grad()
+    def loss(self, dataset: Any) -> float:
+        """Mean loss in nats per supervised token over the whole encoded set, at the plan's stage."""
+        views = [
+            build_view(row["question_ids"], row["steps_ids"], row["answer_ids"], plan=self.plan, markers=self.markers)
+            for row in dataset
+        ]
+        order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
+        sums: list[tuple[float, int]] = []
+
+        def score_batch(places: Sequence[int]) -> None:
+            batch = collate([views[place] for place in places], pad_id=self.pad_id).to(self.model.device)
+            with self.autocast():
+                nll, num_tokens = latent_nll(self.model, self.feedback, **batch._asdict())
+            sums.append((float(nll), num_tokens))
+
+        self._in_batches(order, score_batch)
+        return sum(nll for nll, _ in sums) / max(1, sum(count for _, count in sums))
+
+    def outcomes(
+        self,
+        dataset: Any,
+        examples: Sequence[Example],
+        *,
+        on_rows: Callable[[int], object] = lambda _count: None,
+    ) -> list[Outcome]:
+        """Generate for each row of the encoded set; `examples` is the split that its `index` refers to."""
+        prompts = [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in dataset["question_ids"]]
+        decoded = self.decode(prompts, on_rows=on_rows)
+        texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
+        rows = zip(dataset["index"], decoded, texts, strict=True)
+        return [judge(int(index), examples[index], row, text) for index, row, text in rows]
+
+    def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
+        """Do the work batch by batch; out of memory halves the batch, for all that follow too."""
+        done = 0
+        while done < len(order):
+            places = order[done : done + self.batch_size]
+            try:
+                work(places)
+            except RuntimeError as error:
+                if len(places) == 1 or not should_reduce_batch_size(error):
+                    raise
+                self.batch_size = len(places) // 2
+                self.num_oom_retries += 1
+                logger.warning("out of memory with {} rows; going on with {}", len(places), self.batch_size)
+                continue
+            done += len(places)
+
+
+def judge(index: int, example: Example, row: Decoded, text: str) -> Outcome:
+    """Compare what one row generated with the gold answer."""
+    answer = extract_answer(text)
+    return Outcome(
+        index=index,
+        num_steps=len(example.steps),
+        gold=example.answer,
+        answer=answer,
+        right=same_answer(answer, example.answer),
+        truncated=row.truncated,
+        num_generated_tokens=row.num_tokens,
+        text=text,
+    )
+
+
+def chain_matches(outcome: Outcome, example: Example, plan: ViewPlan) -> bool:
+    """Whether the generated chain of thought is the gold one, white space folded."""
+    found = outcome.text.rpartition(ANSWER_MARK)[0]
+    return found.split() == " ".join(example.steps[plan.num_dropped_steps :]).split()

@@ -1,0 +1,17 @@
+"""Where the pipeline keeps its files, relative to the repository's top folder."""
+
+from pathlib import Path
+
+EXAMPLES_DIR = Path("data/examples")
+ENCODED_DIR = Path("data/encoded")
+OUTPUTS_DIR = Path("outputs")
+LOG_DIR = OUTPUTS_DIR / "logs"
+RECEIPTS_DIR = OUTPUTS_DIR / "evaluations"
+"""One small file per evaluated entry: digests of what the report reads."""
+REPORT_DIR = OUTPUTS_DIR / "report"
+SPLITS = ("train", "valid", "test")
+
+
+def checkpoint_dir(entry_name: str) -> Path:
+    """The checkpoint of a curriculum entry, or of `base`."""
+    return OUTPUTS_DIR / entry_name / "checkpoint"

@@ -1,0 +1,294 @@
+"""What is fed back as a thought, by the names that `coconut.thought` reads.
+
+With L layers, HF's numbering: state 0 is what enters the first layer, state l what leaves layer l,
+and state L what leaves the final norm. All others are before that norm.
+
+* `hidden[-1]`: state L, the paper's thought. The head reads it, so its scale is that of a normed vector.
+* `hidden[l]`: state l. `hidden[-2]` is the last one before the final norm, in a pretrained model far larger
+  than `hidden[-1]`; `hidden[0]` is no more than the embedding. `hidden[0.5]`: state floor(0.5 x (L + 1)).
+* `suppressed[l]`, `suppressed[l:]`: what layer l has taken away, or layers l to L summed; see `suppressed`.
+* `hidden[m]+suppressed[l:]`, `input+suppressed[l:]`: added to a hidden state, or to the input embedding
+  of the column that thinks, which for the second thought on is itself a thought.
+* `normalised(...)`: scaled to the root mean square of the embedding table, see `normalise`.
+* `projection(...)`: through a small trained network, see `Projection`.
+
+Every form looks at one column and one row alone, so batches, padding and caches change nothing.
+
+Legend: B rows, S columns of a pass, D hidden. `x` and `states` end in D, whatever stands before.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from coconut.thought import Form, find_layer, parse_thought
+
+WEIGHTS_FILE = "thought.safetensors"
+_MAX_RMS_ROWS = 4096
+_EPSILON = 1e-12
+
+
+class States(NamedTuple):
+    """What a column left behind; tensors of one shape (..., D)."""
+
+    layers: Sequence[Tensor]
+    """States 0 to L; empty where no form asked for them."""
+    last: Tensor
+    """State L."""
+    inputs: Tensor
+    """The column's input embedding."""
+
+
+Function = Callable[[Tensor], Tensor]
+Source = Callable[[States], Tensor]
+_LAST: Source = attrgetter("last")
+
+
+class Feedback(nn.Module):
+    """Turns what a column left behind into the next column's input embedding; by default the paper's way.
+
+    It holds trained weights only for `projection`. What it needs of the model it holds as functions, so
+    that the model's weights stay the model's alone.
+    """
+
+    def __init__(
+        self,
+        source: Source = _LAST,
+        *,
+        finish: Function | None = None,
+        needs_all_layers: bool = False,
+        parallel_iterations: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.finish = finish
+        self.needs_all_layers = needs_all_layers
+        """Whether `output.hidden_states` must hold every layer."""
+        self.parallel_iterations = parallel_iterations
+        """0: thoughts one after another. T: all together, T times; see `coconut.model.parallel`."""
+
+    def forward(self, output: BaseModelOutput, input_BD: Tensor) -> Tensor:
+        """The thought of a pass's last column, B x D.
+
+        Args:
+            output: of the decoder body over the pass.
+            input_BD: the input embedding of the pass's last column.
+        """
+        layers = [layer_BSD[:, -1] for layer_BSD in output.hidden_states] if self.needs_all_layers else []
+        return self._think(States(layers, output.last_hidden_state[:, -1], input_BD))
+
+    def of_columns(self, output: BaseModelOutput, inputs_BSD: Tensor) -> Tensor:
+        """The thoughts of all of a pass's columns, B x S x D."""
+        layers = output.hidden_states if self.needs_all_layers else []
+        return self._think(States(layers, output.last_hidden_state, inputs_BSD))
+
+    def _think(self, states: States) -> Tensor:
+        thought = self.source(states)
+        return thought if self.finish is None else self.finish(thought)
+
+
+def build_feedback(thought: str, model: PreTrainedModel, *, parallel_iterations: int = 0, seed: int = 0) -> Feedback:
+    """The feedback that `thought` names, for this model.
+
+    Args:
+        seed: of the weights of `projection`.
+
+    Raises:
+        ValueError: for an unknown form, listing the known ones, or a layer that the model does not have.
+    """
+    form = parse_thought(thought)
+    num_layers: int = model.config.get_text_config().num_hidden_layers
+    terms: list[Source] = []
+    numbers = [find_layer(form.hidden, num_layers)] if form.hidden else []
+    # The last state is at hand even where the others are not asked for.
+    terms += [_LAST if number == num_layers else partial(_state, number=number) for number in numbers]
+    if form.adds_input:
+        terms.append(attrgetter("inputs"))
+    if form.suppressed:
+        first = find_layer(form.suppressed, num_layers, lowest=1)
+        last = num_layers if form.upward else first
+        terms.append(partial(suppressed, first=first, last=last, read=find_final_norm(model)))
+    return Feedback(
+        partial(_sum, terms=terms) if len(terms) > 1 else terms[0],
+        finish=_build_finish(form, model, seed),
+        needs_all_layers=form.suppressed is not None or any(number < num_layers for number in numbers),
+        parallel_iterations=parallel_iterations,
+    )
+
+
+def _build_finish(form: Form, model: PreTrainedModel, seed: int) -> Function | None:
+    embed = model.get_input_embeddings()
+    if form.finish == "normalised":
+        return partial(normalise, embed=embed.__call__, num_rows=embed.weight.shape[0])
+    if form.finish == "projection":
+        return Projection(embed.weight.shape[1], seed).to(embed.weight)
+    return None
+
+
+# --- sources --------------------------------------------------------------------------------
+
+
+def _state(states: States, *, number: int) -> Tensor:
+    return states.layers[number]
+
+
+def _sum(states: States, *, terms: Sequence[Source]) -> Tensor:
+    return reduce(torch.add, [term(states) for term in terms])
+
+
+def suppressed(states: States, *, first: int, last: int, read: Function) -> Tensor:
+    """Sum what layers `first` to `last` take away from what the head would read: their suppressed activations.
+
+    Let z_l be state l after the final norm: what the head W would turn into the logits W z_l if the model
+    ended there (z_L is the last state as it is). Coordinate d adds W[v, d] z_l[d] to the logit of token v,
+    so it speaks for some tokens and against others. Layer l suppresses it where it moves it towards 0:
+    that lowers the logits of the tokens it spoke for. What is taken is, coordinate by coordinate,
+
+        s_l = z_{l-1} - k_l,    k_l = z_l limited to the interval between 0 and z_{l-1}
+
+    So s_l is z_{l-1} where the layer turns a coordinate's sign, the difference where it shrinks it, and 0
+    where it lets it grow. It is continuous, and differentiable almost everywhere, in both states, and
+    gradients flow through both. It costs one norm per layer; the head is not needed, tied or not.
+
+    What differs from the journal's code (hs2ie.py), which this replaces. That code takes the logits W h_l
+    of unnormed states, multiplies their change from layer to layer by a pseudo-inverse of W, and keeps
+    the coordinates of h_l where the product is below -0.1. For a head of full column rank (more tokens
+    than dimensions) the pseudo-inverse undoes W, and the product is h_l - h_{l-1}, which is what we
+    use without either; theirs is computed once and kept while W trains, so it soon undoes nothing. It
+    compares h_{L-1} before the final norm with h_L after it; calls a fall of a negative coordinate
+    suppression, as its own remark regrets; cuts at a threshold that means something else in every
+    layer and passes no gradient to the mask; keeps what is left of a coordinate, not what was taken;
+    its masks, made for a pass's last column, are applied to all others too; its slice [0.5:] starts
+    one layer later; `supressed[0.5:]` returns the input embedding plus the last layer's part; and where
+    the pass and the input embeddings differ in length, the forms that add the latter fail.
+    """
+    seen = [
+        states.last if number == len(states.layers) - 1 else read(states.layers[number])
+        for number in range(first - 1, last + 1)
+    ]
+    before, after = torch.stack(seen[:-1]), torch.stack(seen[1:])
+    kept = torch.maximum(torch.minimum(after, before.clamp(min=0)), before.clamp(max=0))
+    return (before - kept).sum(dim=0)
+
+
+@torch.no_grad()
+def find_final_norm(model: PreTrainedModel) -> Function:
+    """Find the module that makes the last state out of the last layer's output, by watching two columns go by.
+
+    Families name it differently; what they share is that no module computes after it.
+
+    Raises:
+        ValueError: if the model has no such module.
+    """
+    seen: list[tuple[nn.Module, Tensor]] = []
+
+    def watch(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.append((module, output))
+
+    leaves = [module for module in model.base_model.modules() if not any(True for _ in module.children())]
+    handles = [leaf.register_forward_hook(watch) for leaf in leaves]
+    try:
+        embeds_BSD = model.get_input_embeddings()(torch.arange(2, device=model.device)[None])
+        hidden_BSD = model.base_model(inputs_embeds=embeds_BSD, use_cache=False).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    module, output = seen[-1]
+    if output.shape != hidden_BSD.shape or not torch.equal(output, hidden_BSD):
+        raise ValueError(
+            f"thought: {type(model).__name__} does not end in a final norm, which suppressed[...] reads;"
+            " use hidden[...] with this model"
+        )
+    return cast(Function, module.__call__)
+
+
+# --- finishes -------------------------------------------------------------------------------
+
+
+def normalise(x: Tensor, *, embed: Function, num_rows: int) -> Tensor:
+    """Scale each vector to the root mean square of the embedding table, the scale that inputs have.
+
+    The table is measured as it is now, over at most 4096 rows spread evenly (all of a small one), through the
+    embedding module itself, because some families scale inside of it. No gradient flows into that measure.
+    """
+    with torch.no_grad():
+        stride = -(-num_rows // _MAX_RMS_ROWS)
+        weight = embed.__self__.weight  # type: ignore[attr-defined]
+        rows = embed(torch.arange(0, num_rows, stride, device=weight.device)).float()
+        wanted = rows.square().mean().sqrt()
+    exact = x.float()
+    found = (exact.square().mean(dim=-1, keepdim=True) + _EPSILON).sqrt()
+    return (exact * (wanted / found)).to(x.dtype)
+
+
+class Projection(nn.Module):
+    """x + W2 gelu(W1 layernorm(x)), trained with the model; D x D weights.
+
+    W2 starts at 0, so that training starts from the form inside, exactly; W1 is drawn from the seed.
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        # The usual construction would draw from the global generator.
+        self.inner = nn.Linear(width, width, device="meta").to_empty(device="cpu")
+        self.outer = nn.Linear(width, width, device="meta").to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.randn(width, width, generator=generator) / width**0.5)
+            for zero in (self.inner.bias, self.outer.weight, self.outer.bias):
+                zero.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.inner(self.norm(x.to(self.inner.weight.dtype)))
+        return x + cast(Tensor, self.outer(functional.gelu(inner))).to(x.dtype)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def save_feedback(folder: Path, feedback: Feedback) -> None:
+    """Write the trained weights beside a checkpoint's; nothing for forms that have none."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in feedback.state_dict().items()}
+    if tensors:
+        save_file(tensors, folder / WEIGHTS_FILE)
+        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, which other users of a cache cannot read.
+
+
+def load_feedback(
+    folder: Path, thought: str, model: PreTrainedModel, *, parallel_iterations: int = 0, seed: int | None = None
+) -> Feedback:
+    """Build the feedback that `thought` names, with the trained weights of a checkpoint folder.
+
+    Args:
+        seed: what to draw fresh weights from if the folder has none; without it that is an error.
+
+    Raises:
+        ValueError: as `build_feedback`, or if weights are missing, damaged, or those of another model.
+    """
+    feedback = build_feedback(thought, model, parallel_iterations=parallel_iterations, seed=seed or 0)
+    wanted, path = feedback.state_dict(), folder / WEIGHTS_FILE
+    if not wanted or (seed is not None and not path.is_file()):
+        return feedback
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: the weights of thought {thought!r} cannot be read ({error}); restore the checkpoint"
+        ) from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+        raise ValueError(f"{path}: found {shapes}, not the weights of thought {thought!r} with this model; restore it")
+    feedback.load_state_dict(found)
+    return feedback

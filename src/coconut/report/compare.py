@@ -1,0 +1,258 @@
+"""`python -m coconut.report.compare [name ...]`: DVC experiments against each other, for `make compare`.
+
+Experiments whose params differ in nothing but the seed form a *group*: its accuracies get a mean and an
+interval over seeds. Groups are then compared with the first one, by the paired differences over common
+seeds and by McNemar's test over the examples of each seed.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from coconut.config import parse_params
+from coconut.evaluation.statistics import mean_interval
+from coconut.report.results import ReadText, Result, read_results
+from coconut.report.tables import NOTHING, Table, flatten, format_p, paired_p
+
+WORKSPACE = "workspace"
+
+_MAX_CHANGES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of the whole pipeline: a DVC experiment, a git revision or the workspace."""
+
+    name: str
+    seed: int
+    params: Mapping[str, Any]
+    """Flat; without the seed and without `runtime`, which changes no result."""
+    results: Sequence[Result]
+
+    def result(self, entry: str) -> Result | None:
+        """What it has on one entry of its curriculum."""
+        return next((result for result in self.results if result.name == entry), None)
+
+
+@dataclass
+class Group:
+    """Experiments with equal params, one a seed."""
+
+    letter: str
+    experiments: list[Experiment] = field(default_factory=list)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """What its experiments share."""
+        return self.experiments[0].params
+
+    def by_seed(self) -> dict[int, Experiment]:
+        """Its experiments by their seeds, smallest first."""
+        return {experiment.seed: experiment for experiment in sorted(self.experiments, key=lambda one: one.seed)}
+
+
+def read_experiment(name: str, read_text: Callable[[str], str | None]) -> Experiment:
+    """Read one experiment, `read_text` taking paths from the repository's top.
+
+    Raises:
+        ValueError: it has no params.yaml, or one that this version does not understand.
+    """
+    text = read_text("params.yaml")
+    if text is None:
+        raise ValueError(f"{name}: holds no params.yaml; name an experiment of this pipeline (`dvc exp list`)")
+    try:
+        tree = yaml.safe_load(text)
+        params = parse_params(tree)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{name}: params.yaml: {error}") from None
+    flat = flatten({key: value for key, value in tree.items() if key not in ("seed", "runtime")})
+    results = read_results(params.curriculum, lambda path: read_text(f"outputs/{path}"))
+    return Experiment(name, params.seed, flat, results)
+
+
+def group_experiments(experiments: Sequence[Experiment]) -> list[Group]:
+    """Put experiments together that differ only in the seed.
+
+    The same run under two names (HEAD and the workspace, mostly) counts once, under the first. The
+    same params and seed with other results (other code, other data) start a group of their own.
+    """
+    groups: list[Group] = []
+    for experiment in experiments:
+        alike = [group for group in groups if group.params == experiment.params]
+        if any(_same_run(experiment, group.by_seed().get(experiment.seed)) for group in alike):
+            continue
+        free = [group for group in alike if experiment.seed not in group.by_seed()]
+        if not free:
+            groups.append(Group(_letter(len(groups))))
+            free = groups[-1:]
+        free[0].experiments.append(experiment)
+    return groups
+
+
+def seeds_table(groups: Sequence[Group]) -> Table:
+    """One row an entry and group: mean accuracy over seeds with its interval, and each seed's."""
+    rows = []
+    for entry in _entries(groups):
+        for group in groups:
+            accuracies = {
+                seed: accuracy
+                for seed, experiment in group.by_seed().items()
+                if (result := experiment.result(entry)) and (accuracy := result.metric("accuracy")) is not None
+            }
+            if accuracies:
+                each = "  ".join(f"{seed}: {accuracy:.3f}" for seed, accuracy in accuracies.items())
+                rows.append([entry, group.letter, each, str(len(accuracies)), _format_mean(list(accuracies.values()))])
+    return Table(["entry", "group", "accuracy by seed", "seeds", "mean [95 %]"], rows, num_text_columns=3)
+
+
+def pairs_table(first: Group, other: Group) -> Table:
+    """One row an entry: how much better `other` is than `first` on the same seeds and examples."""
+    rows = []
+    for entry in _entries([first, other]):
+        differences, by_seed = [], []
+        for label, one, two in _pair_experiments(first, other):
+            before, after = one.result(entry), two.result(entry)
+            if before is None or after is None:
+                continue
+            accuracies = before.metric("accuracy"), after.metric("accuracy")
+            if accuracies[0] is not None and accuracies[1] is not None:
+                differences.append(accuracies[1] - accuracies[0])
+            by_seed.append(f"{label}{format_p(paired_p(before, after))}")
+        if differences:
+            rows.append([entry, "  ".join(by_seed), str(len(differences)), _format_difference(differences)])
+    header = ["entry", "McNemar's p by seed", "seeds", f"{other.letter} - {first.letter} [95 %]"]
+    return Table(header, rows, num_text_columns=2)
+
+
+def describe(groups: Sequence[Group]) -> str:
+    """Lines that say which experiments a letter stands for, and what its params change."""
+    lines = []
+    for group in groups:
+        names = ", ".join(f"{one.name} (seed {one.seed})" for one in group.by_seed().values())
+        changes = _describe_changes(groups[0].params, group.params) if group is not groups[0] else "the first"
+        lines.append(f"{group.letter}  {changes}: {names}")
+    return "\n".join(lines)
+
+
+def compare(experiments: Sequence[Experiment]) -> str:
+    """The whole text for the terminal."""
+    groups = group_experiments(experiments)
+    if len(experiments) == 2 and len(groups) == 1 and len(groups[0].experiments) == 2:
+        # Two that were named and differ in the seed alone: the question is how they differ.
+        groups = [Group(_letter(order), [experiment]) for order, experiment in enumerate(experiments)]
+    blocks = [describe(groups), _text_or_nothing(seeds_table(groups))]
+    for other in groups[1:]:
+        title = f"{other.letter} against {groups[0].letter}, paired by seed and by test example"
+        blocks.append(f"{title}\n{_text_or_nothing(pairs_table(groups[0], other))}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def list_experiments() -> list[str]:
+    """Names of the experiments that DVC holds for the current commit."""
+    command = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise ValueError(f"`dvc exp list` failed: {answer.stderr.strip()}; run it in the repository's top folder")
+    return answer.stdout.split()
+
+
+def open_revision(name: str) -> ReadText:
+    """Read files of an experiment, a git revision or the workspace, through DVC's cache.
+
+    Raises:
+        ValueError: DVC knows no such name.
+    """
+    # Imported here: what tests and the report share needs no DVC.
+    from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+
+    try:
+        files = DVCFileSystem(rev=None if name == WORKSPACE else name)
+        assert files.repo is not None  # It opens lazily; an unknown name shows only now.
+    except DvcException as error:
+        raise ValueError(f"{name}: {error}; `dvc exp list` and `git log` show what there is") from None
+
+    def read_text(path: str) -> str | None:
+        try:
+            return str(files.read_text(path, encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    return read_text
+
+
+def main() -> None:
+    """Print the comparison of the named experiments, or of all of the current commit."""
+    parser = argparse.ArgumentParser(prog="python -m coconut.report.compare", description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"experiments, git revisions or {WORKSPACE!r}")
+    asked = parser.parse_args().names
+    try:
+        names = asked or ["HEAD", *list_experiments(), WORKSPACE]
+        experiments = [read_experiment(name, open_revision(name)) for name in names]
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare: {error}")
+    sys.stdout.write(compare(experiments))
+
+
+def _same_run(one: Experiment, other: Experiment | None) -> bool:
+    """Whether two have the same results; times do not count."""
+
+    def essence(experiment: Experiment) -> list[Any]:
+        return [(result.name, result.metric("accuracy"), result.predictions) for result in experiment.results]
+
+    return other is not None and essence(one) == essence(other)
+
+
+def _letter(order: int) -> str:
+    return chr(ord("A") + order) if order < 26 else f"A{order}"
+
+
+def _entries(groups: Sequence[Group]) -> list[str]:
+    """Every entry of any of them, in the order of the first that has it."""
+    names = (result.name for group in groups for experiment in group.experiments for result in experiment.results)
+    return list(dict.fromkeys(names))
+
+
+def _pair_experiments(first: Group, other: Group) -> list[tuple[str, Experiment, Experiment]]:
+    ones, twos = first.by_seed(), other.by_seed()
+    common = [(f"{seed}: ", ones[seed], twos[seed]) for seed in ones if seed in twos]
+    if not common and len(ones) == len(twos) == 1:
+        return [("", first.experiments[0], other.experiments[0])]
+    return common
+
+
+def _describe_changes(first: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    absent = object()
+    changed = [key for key in {**first, **params} if first.get(key, absent) != params.get(key, absent)]
+    if not changed:
+        return "the same params"
+    shown = [f"{key}={params[key]}" if key in params else f"no {key}" for key in changed[:_MAX_CHANGES_SHOWN]]
+    more = len(changed) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _format_mean(values: Sequence[float]) -> str:
+    mean, low, high = mean_interval(values)
+    if not math.isfinite(low):
+        return f"{mean:.3f}"
+    # The t interval knows nothing of shares.
+    return f"{mean:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"
+
+
+def _format_difference(values: Sequence[float]) -> str:
+    mean, low, high = mean_interval(values)
+    return f"{mean:+.3f}" if not math.isfinite(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _text_or_nothing(table: Table) -> str:
+    return table.to_text() if table.rows else NOTHING
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The names of what is fed back as a thought: the grammar of `thought:` in `params.yaml`.
+
+    form    = state | "normalised" | "normalised(" state ")" | "projection" | "projection(" state ")"
+    state   = hidden | removed | hidden "+" removed | "input+" removed
+    hidden  = "hidden[" layer "]"
+    removed = "suppressed[" layer "]" | "suppressed[" layer ":]"
+    layer   = a whole number, such as 6 or -2, or a fraction between 0 and 1, such as 0.5
+
+On a command line the brackets need quotes of their own: `dvc exp run -S "latent.thought='hidden[-2]'"`.
+What the forms compute is said in `coconut.model.feedback`. Without torch, so that a wrong name is
+an error before anything is trained.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+FORMS = (
+    "hidden[LAYER]",
+    "suppressed[LAYER]",
+    "suppressed[LAYER:]",
+    "hidden[LAYER]+suppressed[LAYER:]",
+    "input+suppressed[LAYER:]",
+    "normalised(...) and projection(...) around any of these, or alone around hidden[-1]",
+)
+
+_LAYER = r"0|-?[1-9][0-9]*|0?\.[0-9]*[1-9][0-9]*"
+_STATE = re.compile(
+    rf"(?:(?:hidden\[(?P<hidden>{_LAYER})\]|(?P<input>input))(?P<plus>\+)?)?"
+    rf"(?:suppressed\[(?P<suppressed>{_LAYER})(?P<upward>:)?\])?"
+)
+_FINISHED = re.compile(r"(?P<finish>normalised|projection)(?:\((?P<state>[^()]+)\))?")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A parsed name; at least one of `hidden` and `suppressed` is given."""
+
+    hidden: str | None
+    """The layer whose hidden state is fed back."""
+    adds_input: bool
+    """Whether the input embedding of the column that thinks is added."""
+    suppressed: str | None
+    """The layer whose suppressed activations are fed back."""
+    upward: bool
+    """Whether those of all layers above it are added."""
+    finish: Literal["normalised", "projection"] | None
+
+
+def parse_thought(thought: str) -> Form:
+    """Read a name.
+
+    Raises:
+        ValueError: listing the known forms.
+
+    >>> parse_thought("normalised(hidden[-2])")
+    Form(hidden='-2', adds_input=False, suppressed=None, upward=False, finish='normalised')
+    >>> parse_thought("input+suppressed[0.5:]")
+    Form(hidden=None, adds_input=True, suppressed='0.5', upward=True, finish=None)
+    """
+    finished = _FINISHED.fullmatch(thought)
+    state = _STATE.fullmatch((finished["state"] or "hidden[-1]") if finished else thought)
+    first = state and (state["hidden"] or state["input"])
+    # A sum needs both its terms and a plus, a single term neither; the input alone is no thought.
+    if not state or bool(state["plus"]) != bool(first and state["suppressed"]) or state[0] in ("", "input"):
+        raise ValueError(
+            f"thought: found {thought!r}, wanted one of {', '.join(FORMS)};"
+            " LAYER is a whole number (0 the embeddings, 1 the first layer, -1 the last) or a fraction such as 0.5"
+        )
+    return Form(
+        hidden=state["hidden"],
+        adds_input=state["input"] is not None,
+        suppressed=state["suppressed"],
+        upward=state["upward"] is not None,
+        finish=finished["finish"] if finished else None,  # type: ignore[arg-type]
+    )
+
+
+def find_layer(layer: str, num_layers: int, *, lowest: int = 0) -> int:
+    """Turn a layer's name into its number: 0 the embeddings, `num_layers` the state after the final norm.
+
+    A fraction f is layer floor(f x (`num_layers` + 1)), as in the journal's code, but at least `lowest`.
+
+    Raises:
+        ValueError: if the model has no such layer.
+
+    >>> [find_layer(layer, 12) for layer in ("-1", "-2", "3", "0.5")]
+    [12, 11, 3, 6]
+    """
+    if "." in layer:
+        return max(lowest, math.floor(Fraction(layer) * (num_layers + 1)))
+    number = int(layer) + (num_layers + 1 if int(layer) < 0 else 0)
+    if not lowest <= number <= num_layers:
+        raise ValueError(
+            f"thought: found layer {layer}, but the model has {num_layers} layers;"
+            f" wanted {lowest} to {num_layers}, {lowest - num_layers - 1} to -1, or a fraction such as 0.5"
+        )
+    return number

@@ -1,0 +1,1 @@
+"""The loop, the loss of an update, and the resume state."""

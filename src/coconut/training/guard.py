@@ -1,0 +1,146 @@
+"""How a training process ends: with its parent, when asked to, never with a full disk at the last moment.
+
+Importing this module is cheap (no torch), so that a stage can call `die_with_parent` first of all.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+GRACE_S = 25
+"""Time between the request to stop and the end. A preempted machine gives 30 s."""
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Preempted(SystemExit):
+    """The process was asked to stop; its exit code is the shell's, 128 + the signal's number."""
+
+
+class Interrupted(BaseException):
+    """A signal has asked this process to end, inside of `Stop.interrupting`."""
+
+
+class Stop:
+    """What `stop_on_signals` yields: whether a signal has asked this process to end."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._interrupts = False
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a request to stop end this block by `Interrupted`: for what is long and changes nothing.
+
+        Raises:
+            Interrupted: at once, if the request came before.
+        """
+        self._interrupts = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
+    def note(self, number: int) -> None:
+        """Take the request of a signal: what the handler does."""
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.signal = signal.Signals(number)
+            signal.alarm(GRACE_S)
+            if self._interrupts:
+                raise Interrupted
+
+    def preempted(self) -> Preempted:
+        """Make the exception to raise, once the state is saved: `raise stop.preempted()`."""
+        assert self.signal is not None, "nobody asked to stop"
+        return Preempted(128 + self.signal)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGTERM, SIGHUP and SIGINT into `stop.requested`, to be polled between updates.
+
+    From the request on the process has `GRACE_S` seconds, then the kernel ends it: an update or a
+    disk that hangs must not outlive the machine's own deadline. A second SIGINT ends it at once.
+    A signal that was ignored before (`nohup`) stays ignored.
+    """
+    stop = Stop()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.note(number)
+
+    heeded = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield stop
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent ends, so that no orphan keeps the GPU.
+
+    Call it first, before the slow imports. Only Linux can do this; elsewhere nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if _is_orphan():
+        raise Preempted(128 + signal.SIGTERM)
+
+
+def _is_orphan() -> bool:
+    """Whether the `dvc` that started this process ended before `die_with_parent` was called.
+
+    Orphans go to a process that reaps them: it does not run dvc, and it is process 1 or belongs to
+    another session, which no shell between `dvc` and its stage does.
+    """
+    parent = os.getppid()
+    if "DVC_STAGE" not in os.environ:
+        return False
+    try:
+        runs_dvc = b"dvc" in Path(f"/proc/{parent}/cmdline").read_bytes()
+        is_reaper = parent == 1 or os.getsid(parent) != os.getsid(0)
+    except OSError:
+        return False  # It ended just now, so that its signal is on its way; or /proc is not ours to read.
+    return is_reaper and not runs_dvc
+
+
+def check_free_space(needs: Mapping[Path, int]) -> None:
+    """Check before a stage starts that what it is going to write will fit.
+
+    Args:
+        needs: bytes to be written below each path; needs on one file system add up. A path may not exist yet.
+
+    Raises:
+        OSError: naming the path, what is free and what is wanted.
+    """
+    wanted: dict[int, int] = {}
+    for path, num_bytes in needs.items():
+        folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        device = folder.stat().st_dev
+        wanted[device] = wanted.get(device, 0) + num_bytes
+        free = shutil.disk_usage(folder).free
+        if free < wanted[device]:
+            raise OSError(
+                f"{path}: {free / 1e6:.0f} MB free on its disk, {wanted[device] / 1e6:.0f} MB wanted for the resume"
+                " state and the outputs; make room (old states: `python -m coconut.overnight --prune`) and start again"
+            )

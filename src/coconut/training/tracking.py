@@ -1,0 +1,106 @@
+"""Training shown in a tracker: `runtime.tracker`, through accelerate's tracker classes.
+
+Everything a tracker is told is also in `history.csv`; it cannot change a result, and a tracker that fails
+never stops a run. Everything stays on this machine unless the environment says otherwise:
+
+* wandb writes below `outputs/logs/wandb/`; `wandb sync` sends it later. With `WANDB_API_KEY` or `WANDB_MODE` set,
+  wandb goes by them.
+* tensorboard writes below `outputs/logs/tensorboard/`.
+* trackio keeps its data where `TRACKIO_DIR` says; `trackio show` serves it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from loguru import logger
+
+PROJECT = "continuous-thought"
+
+Track = Callable[[Mapping[str, Any], int], None]
+"""Takes numbers by name, and the update that they belong to."""
+
+
+@contextmanager
+def tracking(tracker: str, *, run: str, config: Mapping[str, Any], folder: Path) -> Iterator[Track]:
+    """Open a run in the tracker, and close it at the end; yields what to tell it things with.
+
+    Args:
+        run: its name, the entry's.
+        config: nested values to show beside the run.
+        folder: where trackers that write files may do so.
+    """
+    if tracker == "none":
+        yield lambda _values, _update: None
+        return
+    session = _Session(tracker)
+    session.attempt(lambda: session.open(run, config, folder))
+    try:
+        yield lambda values, update: session.attempt(lambda: session.tell(values, update))
+    finally:
+        session.attempt(session.close)
+
+
+class _Session:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tracker: Any = None
+        self.failed = False
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do it, unless the tracker has failed before; a first failure is one warning."""
+        if self.failed:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - each tracker has errors of its own, and none may stop a run
+            self.failed = True
+            missing = isinstance(error, ImportError)
+            cure = f"pip install 'continuous-thought[{self.name}]', or " if missing else ""
+            logger.warning(
+                "runtime.tracker: {} failed ({}: {}); training goes on without it. {}set runtime.tracker: none",
+                *(self.name, type(error).__name__, error, cure),
+            )
+
+    def open(self, run: str, config: Mapping[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker_class = LOGGER_TYPE_TO_CLASS[self.name]
+        if tracker_class.requires_logging_directory:
+            tracker = tracker_class(run, logging_dir=str(folder / self.name))
+        else:
+            own = {"dir": str(folder), "mode": _wandb_mode()} if self.name == "wandb" else {}
+            tracker = tracker_class(PROJECT, name=run, **own)
+        tracker.start()
+        self.tracker = tracker
+        tracker.store_init_configuration(flatten(config))
+
+    def tell(self, values: Mapping[str, Any], update: int) -> None:
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        self.tracker.log(numbers, step=update)
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def _wandb_mode() -> str:
+    # Asked to go online without a key, wandb would wait for somebody to type one.
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Put nested values under dotted names; what is null or neither a number nor text goes as text.
+
+    >>> flatten({"lr": 0.1, "train": {"schedule": "linear", "max_grad_norm": None}})
+    {'lr': 0.1, 'train.schedule': 'linear', 'train.max_grad_norm': 'None'}
+    """
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float)) else str(value)
+    return flat

@@ -1,0 +1,32 @@
+"""Pipeline stage `encode`: the examples as token ids of the base model's tokenizer."""
+
+import json
+import sys
+from pathlib import Path
+
+# Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from coconut.config import BASE, load_params
+from coconut.data.encoder import encode_splits
+from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
+from coconut.runtime import num_workers, run_stage, writing
+
+
+def main() -> None:
+    """Write `data/encoded/{train,valid,test}.arrow` and `outputs/encode.json`."""
+    params = load_params()
+    with writing(ENCODED_DIR):
+        metrics = encode_splits(
+            EXAMPLES_DIR,
+            checkpoint_dir(BASE),
+            ENCODED_DIR,
+            prompt=params.encode.prompt,
+            latent=params.latent,
+            num_processes=num_workers(params.runtime.num_workers),
+        )
+    (OUTPUTS_DIR / "encode.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_stage(main, "encode")

@@ -1,0 +1,28 @@
+"""Pipeline stage evaluate@ENTRY: outputs/ENTRY/checkpoint -> outputs/ENTRY/{metrics.json, predictions.jsonl}."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from coconut.training.guard import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()
+
+from coconut.config import load_params
+from coconut.evaluation.entry import evaluate_entry
+from coconut.runtime import run_stage
+
+
+def main(entry_name: str) -> None:
+    evaluate_entry(load_params(), entry_name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("entry", help="a key of `curriculum` in params.yaml, or base")
+    entry_name = parser.parse_args().entry
+    run_stage(main, f"evaluate@{entry_name}", entry_name)

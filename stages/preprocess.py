@@ -1,0 +1,20 @@
+"""Pipeline stage `preprocess`: raw files, hub sets or a generator to `data/examples`."""
+
+import sys
+from pathlib import Path
+
+# Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from coconut.config import load_params
+from coconut.data.preprocessing import preprocess
+from coconut.runtime import run_stage
+
+
+def main() -> None:
+    """Write `data/examples/{train,valid,test}.jsonl` and `outputs/preprocess.json`."""
+    preprocess(load_params().data, Path("data/examples"), Path("outputs/preprocess.json"))
+
+
+if __name__ == "__main__":
+    run_stage(main, "preprocess")

@@ -1,0 +1,29 @@
+"""Pipeline stage train@ENTRY: the parent's checkpoint -> outputs/ENTRY/{checkpoint, history.csv, train.json}."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from coconut.training.guard import die_with_parent
+
+if __name__ == "__main__":
+    # First of all: the imports below take seconds, in which `dvc` may be killed.
+    die_with_parent()
+
+from coconut.config import load_params
+from coconut.runtime import run_stage
+from coconut.training.entry import train_entry
+
+
+def main(entry_name: str) -> None:
+    train_entry(load_params(), entry_name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("entry", help="a key of `curriculum` in params.yaml")
+    entry_name = parser.parse_args().entry
+    run_stage(main, f"train@{entry_name}", entry_name)

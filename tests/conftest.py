@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests. Every test runs offline and on one thread."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from loguru import logger
+
+# Before any import of torch or transformers: many small operations are slower on two threads, and
+# a test that asks the hub for something must fail at once instead of waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _build(family: str) -> "PreTrainedModel":
+    # Imported late: tests that need no model start seconds earlier.
+    from tiny_models import build_tiny_model
+
+    return build_tiny_model(family)
+
+
+@pytest.fixture
+def tiny_gpt2() -> "PreTrainedModel":
+    return _build("gpt2")
+
+
+@pytest.fixture
+def tiny_llama() -> "PreTrainedModel":
+    return _build("llama")
+
+
+@pytest.fixture
+def tiny_qwen2() -> "PreTrainedModel":
+    return _build("qwen2")
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen2"])
+def tiny_lm(request: pytest.FixtureRequest) -> "PreTrainedModel":
+    """Each of the three families in turn."""
+    return _build(request.param)
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """What is logged from WARNING on while the test runs, one message an entry."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message).rstrip("\n")), level="WARNING", format="{message}")
+    yield lines
+    logger.remove(sink)

@@ -1,0 +1,247 @@
+"""The answer parser: literal pairs, every gold answer of the real files, and properties."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coconut.config import DataConfig, Source
+from coconut.data.sources import read_split
+from coconut.evaluation.answers import extract_answer, same_answer
+
+RAW_DIR = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<<1+1=2>>\n### 2", "2"),
+        ("0 6 3 9 ### 9", "9"),
+        ("### 2\n", "2"),
+        ("###2", "2"),
+        ("###\n2", "2"),
+        ("<<2*2500=5000>> #### 5,000", "5000"),
+        ("### 1,234,567.50", "1234567.50"),
+        ("### $1,000", "$1000"),
+        ("### 1, 2", "1, 2"),
+        ("### 1,23", "1,23"),
+        ("### Tom is a  lempus.", "Tom is a lempus."),
+        ("### 5 5 6 0", "5 5 6 0"),
+        ("### 4\n### 7", "7"),
+        ("### 4 ### 7", "7"),
+        ("### 18\n\nQuestion: how many?", "18"),
+        ("### Room #5", "Room #5"),
+        ("### C##", "C##"),
+        ("so it is # 5", "5"),
+        ("## 5", "5"),
+    ],
+)
+def test_the_answer_is_the_first_line_after_the_last_marker(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "the answer is 5", "<<1+1=2>>\n", "###", "### ", "### 5\n###", "###\n \n", "#"]
+)
+def test_no_answer_is_none_and_not_the_text(text):
+    assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "gold"),
+    [
+        ("18", "18"),
+        ("18.0", "18"),
+        ("18.", "18"),
+        ("18.00", "18.0"),
+        (".5", "0.5"),
+        ("0.50", ".5"),
+        ("+5", "5"),
+        ("-0", "0"),
+        ("\u22123", "-3"),
+        ("\u20133", "-3"),
+        ("- 3", "-3"),
+        ("-$5", "$-5"),
+        ("5000", "5,000"),
+        ("1,234,567.5", "1234567.50"),
+        ("$18", "18"),
+        ("$ 18.00", "18"),
+        ("18 dollars", "$18"),
+        ("50%", "50"),
+        ("50 percent", "50%"),
+        ("5 hours", "5"),
+        ("5 hour", "5 hours"),
+        ("60 km/h", "60"),
+        ("1/2", ".5"),
+        ("1" * 6000, "1" * 6000 + ".0"),
+        ("tom is a  lempus", "Tom is a lempus."),
+        ("true", "True"),
+        ("TRUE.", "True"),
+        ("\u2019tis", "'tis"),
+        ("5560", "5 5 6 0"),
+        ("5 5 6 0", "5560"),
+        (" 5  5 6 0 ", "5 5 6 0"),
+        ("0 4 1", "041"),
+        ("0 0", "00"),
+    ],
+)
+def test_two_spellings_of_one_answer_are_the_same(found, gold):
+    assert same_answer(found, gold)
+    assert same_answer(gold, found)
+
+
+@pytest.mark.parametrize(
+    ("found", "gold"),
+    [
+        (None, "5"),
+        (None, ""),
+        ("", ""),
+        ("", "0"),
+        (".", "0"),
+        ("-18", "18"),
+        ("1.8", "18"),
+        ("1,8", "18"),
+        ("180", "18"),
+        ("18 19", "18"),
+        ("18-19", "18"),
+        ("3+4", "7"),
+        ("1e1", "10"),
+        ("nan", "inf"),
+        ("0.1", "0.1000000000000000055511151231257827"),
+        ("9007199254740993", "9007199254740992"),
+        ("5/0", "5"),
+        ("5 million", "5"),
+        ("2 and a half", "2"),
+        ("5 cm", "5 mm"),
+        ("$5", "5 cents"),
+        ("the answer is 5", "5"),
+        ("True", "False"),
+        ("Tom is a rempus.", "Tom is a lempus."),
+        ("Tom is a lempus. Tom is a rempus.", "Tom is a lempus."),
+        ("5 5 6", "5 5 6 0"),
+        ("5 5 6 0 0", "5 5 6 0"),
+        ("4 1", "0 4 1"),
+        ("0 4 1", "4 1"),
+        ("0 6 5 5", "5 5 6 0"),
+        ("5 5 6 1", "5560"),
+        ("41", "041"),
+        ("5 5 . 6 0", "5 5 6 0"),
+    ],
+)
+def test_two_answers_are_not_the_same(found, gold):
+    assert not same_answer(found, gold)
+    assert not found or not same_answer(gold, found)
+
+
+def real_gold_answers() -> dict[str, list[str]]:
+    read = {name: (RAW_DIR / name).read_text(encoding="utf-8") for name in (path.name for path in RAW_DIR.iterdir())}
+    return {
+        "gsm8k_train.jsonl": [
+            json.loads(line)["answer"].rsplit("####", 1)[1].strip() for line in read["gsm8k_train.jsonl"].splitlines()
+        ],
+        "gsm8k_aug_valid.txt": [line.rsplit("####", 1)[1].strip() for line in read["gsm8k_aug_valid.txt"].splitlines()],
+        "mult_4x4_valid.txt": [line.rsplit("####", 1)[1].strip() for line in read["mult_4x4_valid.txt"].splitlines()],
+        "prosqa_valid.json": [row["answer"] for row in json.loads(read["prosqa_valid.json"])],
+        "prontoqa_5hop_raw.json": [
+            row["test_example"]["answer"] for row in json.loads(read["prontoqa_5hop_raw.json"]).values()
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def gold_answers():
+    if not RAW_DIR.is_dir():
+        pytest.skip(f"the real data sets are not at {RAW_DIR}")
+    return real_gold_answers()
+
+
+@pytest.mark.parametrize(
+    ("file", "num_rows"),
+    [
+        ("gsm8k_train.jsonl", 7473),
+        ("gsm8k_aug_valid.txt", 500),
+        ("mult_4x4_valid.txt", 1000),
+        ("prosqa_valid.json", 300),
+        ("prontoqa_5hop_raw.json", 400),
+    ],
+)
+def test_every_gold_answer_of_the_real_files_is_accepted(gold_answers, file, num_rows):
+    answers = gold_answers[file]
+    assert len(answers) == num_rows
+    for written in ("### {}", "<<1+1=2>>\n### {}", "step #1\n### {}\n"):
+        refused = [gold for gold in answers if not same_answer(extract_answer(written.format(gold)), gold)]
+        assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("gsm8k", "gsm8k_train.jsonl"),
+        ("gsm8k_aug", "gsm8k_aug_valid.txt"),
+        ("multiplication", "mult_4x4_valid.txt"),
+        ("prosqa", "prosqa_valid.json"),
+        ("prontoqa", "prontoqa_5hop_raw.json"),
+    ],
+)
+def test_every_answer_that_our_readers_make_of_the_real_files_is_accepted(gold_answers, form, file):
+    source = Source(form, file=file)
+    data = DataConfig(0, str(RAW_DIR), source, source, source, None, skip_bad_rows=False, max_train=None)
+    examples = read_split(data, "test").examples
+    assert len(examples) == len(gold_answers[file])
+    assert all(
+        same_answer(extract_answer(f"### {one.answer}"), gold)
+        for one, gold in zip(examples, gold_answers[file], strict=True)
+    )
+
+
+def test_no_gold_answer_of_the_real_files_is_taken_for_another(gold_answers):
+    """Against an oracle that knows each file's kind: numbers by value, digits and words as written."""
+    for file, answers in gold_answers.items():
+        distinct = list(dict.fromkeys(answers))[:150]
+        for found in distinct:
+            for gold in distinct:
+                if file.startswith("gsm8k"):
+                    expected = Fraction(found.replace(",", "")) == Fraction(gold.replace(",", ""))
+                else:
+                    expected = found == gold
+                assert same_answer(extract_answer("### " + found), gold) == expected, (file, found, gold)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.decimals(allow_nan=False, allow_infinity=False))
+def test_plain_numbers_are_the_same_exactly_when_their_values_are(number, other):
+    found, gold = f"{number:f}", f"{other:f}"
+    assert same_answer(extract_answer(f"### {found}"), found)
+    assert same_answer(f"{number:,f}", found)
+    assert same_answer(found, gold) == (number == other)
+
+
+@given(st.text(alphabet="0123456789", min_size=2), st.text(alphabet="0123456789", min_size=2))
+def test_spaced_digits_are_the_same_exactly_when_every_digit_is(found, gold):
+    assert same_answer(" ".join(found), " ".join(gold)) == (found == gold)
+    assert same_answer(found, " ".join(gold)) == (found == gold)
+
+
+@given(st.text(), st.text())
+def test_any_text_is_read_without_a_crash_and_compares_the_same_both_ways(found, gold):
+    extract_answer(found)
+    if found and gold:
+        assert same_answer(found, gold) == same_answer(gold, found)
+
+
+@given(st.from_regex(r"[^#\s]([^#\r\n\v\f\x1c-\x1e\x85\u2028\u2029]*[^#\s])?", fullmatch=True))
+def test_an_answer_of_one_line_survives_being_written_and_extracted(gold):
+    if re.fullmatch(r"\.*", gold):
+        return  # Nothing but the full stop that does not count.
+    assert same_answer(extract_answer(f"a step\n### {gold}"), gold)
+
+
+@pytest.mark.timeout(60)  # Milliseconds; a pattern that tracks back would need many minutes.
+@pytest.mark.parametrize("junk", ["9" * 200_000 + "x", "#" * 200_000, "1," * 100_000, "### " * 50_000, "9 " * 100_000])
+def test_a_model_that_got_stuck_costs_no_time(junk):
+    extract_answer(junk)
+    same_answer(junk, "5")
+    same_answer("### 5", junk)

@@ -1,0 +1,258 @@
+"""The store of keys and values equals the library's cache, in every family, with dropout, and however backward runs."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import oracle
+from coconut.data.collator import Batch, collate
+from coconut.model import columns, layers, products
+from coconut.model.columns import ColumnStore, can_store
+from coconut.model.feedback import Feedback
+from coconut.model.latent import latent_nll, read_columns
+from test_latent import gradients, make_views
+from tiny_models import FAMILIES, build_tiny_model
+
+
+@pytest.fixture(autouse=True, params=[12, 1024], ids=["torch-kernel", "own-attention"])
+def _large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the path of large models; passes of several columns through torch's kernel and through ours."""
+    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+    monkeypatch.setattr(columns, "MIN_PACKED_WORK", 0)
+    monkeypatch.setattr(columns, "MAX_SCORES", request.param)
+    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["weakref.ref[ColumnStore]"]]:
+    """Of the stores that were made; the garbage collector does not run, so a cycle is a leak."""
+    made: list[weakref.ref[ColumnStore]] = []
+
+    class Watched(ColumnStore):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("coconut.model.latent.ColumnStore", Watched)
+    gc.collect()
+    gc.disable()
+    yield made
+    gc.enable()
+
+
+def buffers_alive() -> int:
+    return sum(isinstance(thing, columns._LayerColumns) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_equals_full_recomputation(family: str) -> None:
+    model = build_tiny_model(family)
+    views = make_views((3, 0, 2, 3), seed=4)
+    slow, num_tokens = oracle.nll(model, views)
+    expected = gradients(model, slow / num_tokens)
+    fast, _ = latent_nll(model, Feedback(), **collate(views, pad_id=0)._asdict())
+    found = gradients(model, fast / num_tokens)
+    assert abs((fast - slow).item()) / num_tokens < 1e-6
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
+def test_every_family_but_the_one_with_capped_scores_uses_the_store(family: str) -> None:
+    assert can_store(build_tiny_model(family), 100)
+
+
+def test_a_sequence_that_leaves_the_sliding_window_uses_the_librarys_cache() -> None:
+    model = build_tiny_model("mistral", sliding_window=8)
+    assert (can_store(model, 7), can_store(model, 8)) == (True, False)
+    views = make_views((3, 0, 2), seed=4)
+    slow, _ = oracle.nll(model, views)
+    fast, _ = latent_nll(model, Feedback(), **collate(views, pad_id=0)._asdict())
+    assert abs((fast - slow).item()) < 1e-4
+
+
+def test_other_attention_than_the_default_uses_the_librarys_cache(tiny_gpt2: PreTrainedModel) -> None:
+    tiny_gpt2.set_attn_implementation("eager")
+    assert not can_store(tiny_gpt2, 8)
+
+
+def read(model: PreTrainedModel, batch: Batch, **options: bool) -> Tensor:
+    nll, _ = latent_nll(model, Feedback(), **batch._asdict(), **options)
+    return nll
+
+
+def test_the_config_is_as_before_even_after_an_error(tiny_gpt2: PreTrainedModel) -> None:
+    batch = collate(make_views((2, 1)), pad_id=0)
+
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    handle = tiny_gpt2.transformer.h[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyError):
+        read(tiny_gpt2, batch)
+    handle.remove()
+    assert tiny_gpt2.config._attn_implementation == "sdpa"
+    assert torch.isfinite(read(tiny_gpt2, batch))
+
+
+def test_a_second_backward_through_the_same_graph_gives_the_same_again(tiny_lm: PreTrainedModel) -> None:
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+    nll = read(tiny_lm, batch)
+    tiny_lm.zero_grad()
+    nll.backward(retain_graph=True)
+    first = {name: p.grad.clone() for name, p in tiny_lm.named_parameters() if p.grad is not None}
+    second = gradients(tiny_lm, nll)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_backward_that_stopped_on_the_way_leaves_nothing_behind(tiny_lm: PreTrainedModel) -> None:
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+    expected = gradients(tiny_lm, read(tiny_lm, batch))
+    seen: list[Tensor] = []
+    handle = tiny_lm.base_model.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
+    nll = read(tiny_lm, batch)
+    handle.remove()
+    torch.autograd.grad(nll, seen[2], retain_graph=True)
+    found = gradients(tiny_lm, nll)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < 1e-5, name
+
+
+def test_thoughts_that_are_cut_loose_pass_no_gradient_but_their_keys_do(tiny_lm: PreTrainedModel) -> None:
+    class Detached(Feedback):
+        def forward(self, output, input_BD):  # type: ignore[no-untyped-def]
+            return super().forward(output, input_BD).detach()
+
+    batch = collate(make_views((3, 3)), pad_id=0)
+    nll, _ = latent_nll(tiny_lm, Detached(), **batch._asdict())
+    found = gradients(tiny_lm, nll)
+    columns.MIN_WIDTH = 1 << 30
+    nll, _ = latent_nll(tiny_lm, Detached(), **batch._asdict())
+    expected = gradients(tiny_lm, nll)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
+
+
+def test_gradients_with_dropout_are_those_of_the_same_function(tiny_lm: PreTrainedModel) -> None:
+    """Central differences along a random direction, with the same draws each time; the loss is a float32 sum."""
+    model = tiny_lm.double()
+    for module in model.modules():
+        if hasattr(module, "attn_dropout"):
+            module.attn_dropout.p = 0.3
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    model.train()
+    batch = collate(make_views((2, 1)), pad_id=0)
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)
+        return read(model, batch)
+
+    found = gradients(model, loss())
+    generator = torch.Generator().manual_seed(0)
+    directions = {
+        name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in model.named_parameters()
+    }
+
+    @torch.no_grad()
+    def moved(size: float) -> float:
+        for name, parameter in model.named_parameters():
+            parameter.add_(directions[name], alpha=size)
+        with torch.enable_grad():  # The same kernels, and so the same draws.
+            value = loss().item()
+        for name, parameter in model.named_parameters():
+            parameter.sub_(directions[name], alpha=size)
+        return value
+
+    model.eval()
+    without = loss().item()
+    model.train()
+    slope = (moved(3e-4) - moved(-3e-4)) / 6e-4
+    expected = sum((found[name] * directions[name]).sum().item() for name in found)
+    assert abs(loss().item() - without) > 1e-3, "dropout must do something"
+    assert abs(slope - expected) < 2e-3 * abs(slope)
+
+
+def test_bf16_autocast_is_as_close_to_float32_as_the_librarys_cache(
+    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+    exact = gradients(tiny_lm, read(tiny_lm, batch))
+
+    def errors() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            nll = read(tiny_lm, batch)
+        found = gradients(tiny_lm, nll)
+        return sum((found[name] - exact[name]).norm().item() ** 2 for name in exact) ** 0.5
+
+    ours = errors()
+    monkeypatch.setattr(columns, "MIN_WIDTH", 1 << 30)
+    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 30)
+    assert ours < 1.5 * errors()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("min_width", [0, 1 << 30], ids=["store", "library"])
+def test_checkpointed_activations_give_the_same_gradients(
+    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, dropout: float, min_width: int
+) -> None:
+    monkeypatch.setattr(columns, "MIN_WIDTH", min_width)
+    for module in tiny_lm.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    tiny_lm.train()
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+
+    def run(checkpoint_activations: bool) -> tuple[float, dict[str, Tensor]]:
+        torch.manual_seed(7)
+        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        return nll.item(), gradients(tiny_lm, nll)
+
+    expected, wanted = run(False)
+    found, got = run(True)
+    assert found == expected
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
+
+
+def test_checkpointed_activations_run_every_pass_again(tiny_gpt2: PreTrainedModel) -> None:
+    passes: list[int] = []
+    tiny_gpt2.transformer.h[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    nll = read(tiny_gpt2, collate(make_views((3, 3)), pad_id=0), checkpoint_activations=True)
+    assert len(passes) == 4
+    nll.backward()
+    assert len(passes) == 8
+
+
+def test_a_batch_leaves_nothing_behind(tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"]) -> None:
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+    before = buffers_alive()
+    for checkpoint_activations in (False, True):
+        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        nll.backward()
+        del nll
+        read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)  # No backward.
+        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        torch.autograd.grad(nll, tiny_lm.get_output_embeddings().weight, retain_graph=True)  # Half a backward.
+        del nll
+    assert len(stores) == 6
+    assert [reference() for reference in stores] == [None] * 6
+    assert buffers_alive() == before
+
+
+def test_selected_rows_read_on_as_if_alone(tiny_lm: PreTrainedModel) -> None:
+    batch = collate(make_views((2, 2, 2)), pad_id=0)
+    inputs = {key: value for key, value in batch._asdict().items() if key != "labels_BT"}
+    with torch.no_grad():
+        reading = read_columns(tiny_lm, Feedback(), **inputs, num_further_columns=1)
+        reading.cache.batch_select_indices(torch.tensor([2, 0]))
+    assert isinstance(reading.cache, ColumnStore)
+    assert reading.cache.layers_read[1].keys_BKCd.shape[0] == 2
+    assert torch.equal(reading.cache.is_real_BC[:, :-1], batch.attention_mask_BT[[2, 0]].bool())

@@ -1,0 +1,151 @@
+"""Strict loading of params.yaml: every mistake is one message that names the key."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from coconut.config import load_params, parse_params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    return copy.deepcopy(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))
+
+
+def put(tree: dict[str, Any], dotted_key: str, value: Any) -> None:
+    *path, last = dotted_key.split(".")
+    for key in path:
+        tree = tree[key]
+    tree[last] = value
+
+
+def test_the_shipped_file_loads(tree: dict[str, Any]) -> None:
+    params = parse_params(tree)
+    assert list(params.curriculum) == ["cot", "latent_1", "latent_2", "latent_3", "latent_4", "no_cot"]
+    assert params.curriculum["latent_4"].train.schedule == "linear"
+    assert params.curriculum["latent_3"].train.schedule == "constant"
+
+
+@pytest.mark.parametrize("written", [1e-5, "1e-5", "1e-05", "0.00001"])
+def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], written: Any) -> None:
+    tree["curriculum"]["cot"]["lr"] = written
+    assert parse_params(tree).curriculum["cot"].lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.batchsize", 64, "train.batchsize: unknown key; known here: batch_size"),
+        ("nonsense", 1, "nonsense: unknown key"),
+        ("curriculum.cot.learning_rate", 1, "curriculum.cot.learning_rate: unknown key"),
+        ("train.batch_size", 0, "train.batch_size: found 0, wanted at least 1"),
+        ("curriculum.cot.batch_size", 0, "curriculum.cot.batch_size: found 0, wanted at least 1"),
+        ("train.batch_size", "64", "train.batch_size: found '64' \\(text\\), wanted a whole number"),
+        ("train.batch_size", 1.5, "train.batch_size: found 1.5 \\(a number\\), wanted a whole number"),
+        ("train.batch_size", True, "train.batch_size: found True \\(true/false\\), wanted a whole number"),
+        ("latent.markers", "yes", "latent.markers: found 'yes' \\(text\\), wanted true or false"),
+        ("latent.uniform_prob", 1.2, "latent.uniform_prob: found 1.2, wanted between 0 and 1"),
+        ("train.precision", "fp16", "train.precision: found 'fp16', wanted one of fp32, bf16, bf16-weights"),
+        ("train.weight_decay", "nan", "train.weight_decay: found 'nan' \\(text\\), wanted a finite number"),
+        ("curriculum.cot.lr", "fast", "curriculum.cot.lr: found 'fast' \\(text\\), wanted a finite number"),
+        ("curriculum.cot.method", "cott", "curriculum.cot.method: found 'cott', wanted one of cot, no_cot, coconut"),
+        (
+            "curriculum.latent_1.parent",
+            "nobody",
+            "curriculum.latent_1.parent: found 'nobody', wanted 'base' or an entry",
+        ),
+        ("curriculum.cot.parent", "latent_4", "a cycle, cot <- latent_4 <- latent_3 <- latent_2 <- latent_1 <- cot"),
+        ("curriculum.latent_2.latent_stage", 0, "curriculum.latent_2.latent_stage: found 0, wanted at least 1"),
+        ("curriculum.cot.latent_stage", 2, "curriculum.cot.latent_stage: found 2, wanted 0 with method cot"),
+        ("curriculum", {}, "curriculum: found no entry"),
+        ("curriculum", None, "curriculum: found null, wanted a mapping"),
+        ("train", [1], "train: found a list, wanted a mapping"),
+        ("data.generator", None, "data.train.format: found 'generated', but data.generator is null"),
+        ("data.generator.task", "chess", "data.generator.task: found 'chess', wanted one of chained_arithmetic"),
+        ("data.generator.hops", 3, "data.generator.hops: unknown key; known here: task, num_operations, modulus"),
+        ("data.train.format", "gsm8k", "data.train: wanted exactly one of file"),
+        ("data.train.file", "a.txt", "data.train: found a file or hub beside format 'generated'"),
+        (
+            "data.test",
+            {"format": "gsm8k", "file": "../a"},
+            "data.test.file: found '../a', wanted a path below data.raw",
+        ),
+        ("data.test", {"format": "gsm8k", "file": "/a"}, "data.test.file: found '/a', wanted a path below data.raw"),
+        ("data.generator.task", ["chess"], "data.generator.task: found \\['chess'\\], wanted one of"),
+        ("train.beta2", 1, "train.beta2: found 1.0, wanted between 0 and 0.999999"),
+        ("train.lr_is", 1, "train.lr_is: unknown key"),
+        ("train.validate_examples", 0, "train.validate_examples: found 0, wanted at least 1"),
+        ("seed", 10**30, "seed: found 1000000000000000000000000000000, wanted between 0 and"),
+        ("seed", -1, "seed: found -1, wanted between 0 and"),
+        ("data.test", {"format": "gsm8k", "hub": "openai/gsm8k"}, "data.test.hub_split: missing; name the split"),
+        ("data.train.rows", None, "data.train.rows: found null, wanted the number of examples"),
+        ("runtime.micro_batch", 0, "runtime.micro_batch: found 0, wanted one of auto; or .*wanted at least 1"),
+    ],
+)
+def test_a_mistake_is_one_message_that_names_the_key(tree: dict[str, Any], key: str, value: Any, message: str) -> None:
+    put(tree, key, value)
+    with pytest.raises(ValueError, match=message):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize("key", ["model", "seed", "train", "latent", "curriculum", "train.beta1", "curriculum.cot.lr"])
+def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
+    *path, last = key.split(".")
+    section = tree
+    for name in path:
+        section = section[name]
+    del section[last]
+    with pytest.raises(ValueError, match=f"^{key}: missing"):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (1, "key 1 is a number, wanted text .DVC silently drops such entries.; quote it"),
+        (True, "key True is true/false, wanted text"),
+        ("1", "curriculum.1: not a usable name"),
+        ("../up", "not a usable name"),
+        ("base", "not a usable name"),
+        ("a b", "not a usable name"),
+    ],
+)
+def test_a_curriculum_key_that_dvc_or_the_disk_would_trip_over_is_refused(
+    tree: dict[str, Any], name: Any, message: str
+) -> None:
+    tree["curriculum"][name] = tree["curriculum"]["cot"]
+    with pytest.raises(ValueError, match=message):
+        parse_params(tree)
+
+
+def test_an_entry_may_override_any_value_of_the_method_and_of_training(tree: dict[str, Any]) -> None:
+    tree["curriculum"]["latent_1"] |= {"markers": True, "batch_size": 8, "uniform_prob": 0.0}
+    entries = parse_params(tree).curriculum
+    assert (entries["latent_1"].latent.markers, entries["latent_1"].train.batch_size) == (True, 8)
+    assert (entries["latent_2"].latent.markers, entries["latent_2"].train.batch_size) == (False, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        (b"a: [1,", "not valid YAML"),
+        (b"- 1", "the file: found a list, wanted a mapping"),
+        (b"", "the file: found null, wanted a mapping"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: {message}"):
+        load_params(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file; run from the repository's top folder"):
+        load_params(tmp_path / "params.yaml")

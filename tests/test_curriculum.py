@@ -1,0 +1,315 @@
+"""Which steps are gone at which stage, what mixing draws, and the removal schedule of stepwise internalisation."""
+
+import dataclasses
+import math
+import random
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from coconut.config import Entry, LatentConfig, Params, load_params, parse_params
+from coconut.data.curriculum import ALL_STEPS, ALL_TOKENS, ViewPlan, count_removed, draw_extra, draw_plan, plan_view
+from coconut.data.views import MarkerIds
+from coconut.model.meta import CheckpointMeta
+from coconut.training.loop import Stopped, Trainer
+from coconut.training.rows import longest_reasoning, training_views
+from test_config import SHIPPED
+from test_loop import FakeSet, make_entry, make_trainer, untimed, weights
+
+MARKERS = MarkerIds(60, 61, 62)
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(SHIPPED)
+
+
+def latent(**changes: Any) -> LatentConfig:
+    values: dict[str, Any] = {
+        "c_thought": 2,
+        "max_latent_stage": 3,
+        "pad_latent_to_max": True,
+        "markers": True,
+        "uniform_prob": 0.0,
+        "thought": "hidden[-1]",
+        "parallel_iterations": 0,
+    }
+    return LatentConfig(**(values | changes))
+
+
+def icot_entry(params: Params, **changes: Any) -> Entry:
+    values: dict[str, Any] = {
+        "method": "icot",
+        "latent_stage": 0,
+        "icot_tokens_per_epoch": 2.5,
+        "icot_smoothing": 4.0,
+        "icot_remove_all_at": None,
+        "reset_optimizer": False,
+    }
+    return make_entry(params, **(values | changes))
+
+
+# --- stages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "plan"),
+    [
+        (0, ViewPlan(0, 0, markers=True)),
+        (1, ViewPlan(1, 2, markers=True)),
+        (3, ViewPlan(3, 6, markers=True)),
+        (4, ViewPlan(ALL_STEPS, 6, markers=True)),
+        (9, ViewPlan(ALL_STEPS, 6, markers=True)),
+    ],
+)
+def test_up_to_the_last_stage_k_steps_go_and_beyond_it_all(stage: int, plan: ViewPlan) -> None:
+    assert plan_view("coconut", stage, latent()) == plan
+
+
+def test_without_padding_a_training_view_has_no_more_thoughts_than_steps() -> None:
+    unpadded = latent(pad_latent_to_max=False)
+    assert plan_view("coconut", 3, unpadded, num_steps=1).num_latents == 2
+    assert plan_view("coconut", 3, unpadded, num_steps=0).num_latents == 0
+    assert plan_view("coconut", 3, unpadded, num_steps=9).num_latents == 6
+    assert plan_view("coconut", 3, latent(), num_steps=1).num_latents == 6
+
+
+def test_at_evaluation_the_number_of_thoughts_never_depends_on_the_gold_solution() -> None:
+    for pad in (True, False):
+        meta = CheckpointMeta.of("coconut", 3, latent(pad_latent_to_max=pad), prompt="plain")
+        assert meta.plan().num_latents == 6
+
+
+def test_the_pause_arm_has_as_many_pause_tokens_as_coconut_has_thoughts_at_its_end() -> None:
+    pause, end = plan_view("pause", 0, latent()), plan_view("coconut", 4, latent())
+    assert dataclasses.replace(pause, slot="thought") == end
+
+
+def test_pause_as_thought_differs_from_coconut_only_in_what_fills_the_slots() -> None:
+    for stage in range(6):
+        paused = plan_view("pause_as_thought", stage, latent())
+        assert dataclasses.replace(paused, slot="thought") == plan_view("coconut", stage, latent())
+
+
+def test_no_thoughts_differs_from_coconut_only_in_its_slots_and_markers() -> None:
+    for stage in range(6):
+        plan = plan_view("coconut", stage, latent())
+        assert plan_view("no_thoughts", stage, latent()) == dataclasses.replace(plan, num_latents=0, markers=False)
+
+
+# --- mixing -----------------------------------------------------------------------------------
+
+
+def draw(entry: Entry, num_steps: int, key: object) -> ViewPlan:
+    return draw_plan(entry, num_steps, random.Random(f"{key}"))
+
+
+def mixed(params: Params, **changes: Any) -> Entry:
+    entry = params.curriculum["latent_2"]
+    return dataclasses.replace(entry, latent=latent(**({"uniform_prob": 1.0, "c_thought": 1} | changes)))
+
+
+def test_mixing_draws_each_stage_from_none_to_all_steps_equally_often(params: Params) -> None:
+    counts = Counter(draw(mixed(params), 3, key).num_dropped_steps for key in range(4000))
+    assert [*sorted(counts)] == [0, 1, 2, 3]
+    assert all(abs(count / 4000 - 0.25) < 0.03 for count in counts.values())
+
+
+def test_mixing_beyond_the_last_stage_drops_all_steps_as_the_curriculum_does(params: Params) -> None:
+    plans = {draw(mixed(params), 5, key) for key in range(200)}
+    expected = {(0, 0), (1, 1), (2, 2), (3, 3), (ALL_STEPS, 3)}
+    assert {(plan.num_dropped_steps, plan.num_latents) for plan in plans} == expected
+
+
+def test_mixing_applies_to_the_methods_that_have_stages(params: Params) -> None:
+    for method in ("coconut", "no_thoughts", "pause_as_thought"):
+        entry = dataclasses.replace(mixed(params), method=method)
+        assert len({draw(entry, 3, key) for key in range(50)}) == 4, method
+    for method in ("cot", "no_cot", "pause"):
+        entry = dataclasses.replace(mixed(params), method=method, latent_stage=0)
+        assert len({draw(entry, 3, key) for key in range(50)}) == 1, method
+
+
+def test_without_mixing_every_example_is_at_the_entrys_stage(params: Params) -> None:
+    entry = mixed(params, uniform_prob=0.0)
+    assert {draw(entry, 3, key) for key in range(50)} == {plan_view("coconut", 2, entry.latent)}
+
+
+def test_the_generator_yields_the_same_afterwards_whatever_was_drawn(params: Params) -> None:
+    after = []
+    for probability in (0.0, 1.0):
+        generator = random.Random("one key")
+        draw_plan(mixed(params, uniform_prob=probability), 3, generator)
+        after.append(generator.random())
+    assert after[0] == after[1]
+
+
+# --- stepwise internalisation -------------------------------------------------------------------
+
+
+def test_the_count_of_removed_tokens_grows_evenly_over_the_updates(params: Params) -> None:
+    entry = icot_entry(params, icot_tokens_per_epoch=2.0)
+    counts = [count_removed(entry, update=update, updates_per_epoch=5) for update in range(11)]
+    assert counts == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("tokens_per_epoch", [0.1, 0.7, 1.0, 2.5, 8.0])
+def test_at_an_epochs_end_the_count_is_exactly_what_was_asked(params: Params, tokens_per_epoch: float) -> None:
+    """With 313 updates an epoch the original removes one token every 39, so 8.03 in an epoch and 80 in ten."""
+    entry = icot_entry(params, icot_tokens_per_epoch=tokens_per_epoch)
+    for updates_per_epoch in (3, 313, 3000):
+        removed = count_removed(entry, update=10 * updates_per_epoch, updates_per_epoch=updates_per_epoch)
+        assert removed == round(10 * tokens_per_epoch)
+
+
+def test_rounding_takes_no_token_from_the_count(params: Params) -> None:
+    entry = icot_entry(params, icot_tokens_per_epoch=2.3)
+    assert 3130 * 2.3 / 313 < 23
+    assert count_removed(entry, update=3130, updates_per_epoch=313) == 23
+
+
+def test_from_the_given_count_on_all_reasoning_is_gone(params: Params) -> None:
+    entry = icot_entry(params, icot_tokens_per_epoch=1.0, icot_remove_all_at=3)
+    assert [count_removed(entry, update=u, updates_per_epoch=1) for u in range(5)] == [0, 1, 2, ALL_TOKENS, ALL_TOKENS]
+
+
+def test_a_child_goes_on_where_its_parent_stopped(params: Params) -> None:
+    entry = icot_entry(params, icot_tokens_per_epoch=1.0)
+    assert count_removed(entry, update=2, updates_per_epoch=1, start=5) == 7
+    assert count_removed(entry, update=2, updates_per_epoch=1, start=ALL_TOKENS) == ALL_TOKENS
+
+
+def test_other_methods_remove_no_tokens(params: Params) -> None:
+    assert count_removed(make_entry(params), update=10**6, updates_per_epoch=1) == 0
+
+
+def test_smoothing_draws_from_the_exponential_of_the_original() -> None:
+    generator = random.Random(0)
+    draws = Counter(draw_extra(1.0, generator) for _ in range(20_000))
+    for extra in range(4):
+        expected = (1 - math.exp(-1)) * math.exp(-extra)
+        assert draws[extra] / 20_000 == pytest.approx(expected, abs=0.01)
+
+
+def test_with_the_originals_rate_nearly_every_row_keeps_to_the_schedule() -> None:
+    generator = random.Random(0)
+    share = sum(draw_extra(4.0, generator) == 0 for _ in range(20_000)) / 20_000
+    assert share == pytest.approx(0.982, abs=0.003)
+
+
+def test_extra_tokens_are_drawn_by_row_and_epoch_alone(params: Params) -> None:
+    entry = icot_entry(params, icot_smoothing=0.5)
+
+    def views(rows: list[int], epoch: int) -> list[Any]:
+        return training_views(FakeSet(), rows, entry=entry, seed=0, epoch=epoch, markers=MARKERS, num_removed_tokens=1)
+
+    assert views([3, 7, 1], 0)[1] == views([7], 0)[0]
+    assert views(list(range(20)), 0) != views(list(range(20)), 1)
+
+
+def test_a_row_loses_the_scheduled_tokens_and_its_extra_ones(params: Params) -> None:
+    dataset = FakeSet()
+    entry = icot_entry(params, icot_smoothing=1.0)
+    for row in range(20):
+        reasoning = [*chain.from_iterable(dataset.rows[row][1])]
+        extra = draw_plan(entry, 3, random.Random(f"view/0/{entry.name}/0/{row}")).num_dropped_tokens
+        (view,) = training_views(dataset, [row], entry=entry, seed=0, epoch=0, markers=MARKERS, num_removed_tokens=2)
+        assert view.input_ids == dataset.rows[row][0] + reasoning[2 + extra :] + dataset.rows[row][2]
+
+
+def icot_run(params: Params, **changes: Any) -> Trainer:
+    trainer = make_trainer(params, icot_entry(params, epochs=3, **changes))
+    trainer.fit()
+    return trainer
+
+
+@pytest.mark.parametrize("stop_at", [1, 6, 7, 11])
+@pytest.mark.parametrize("reset", [False, True], ids=["one-optimiser", "reset"])
+def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
+    straight = icot_run(params, reset_optimizer=reset)
+    saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+
+    def keep(tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, record))
+
+    entry = icot_entry(params, epochs=3, reset_optimizer=reset)
+    first = make_trainer(params, entry, save=keep)
+    first.should_stop = lambda: first.position.update == stop_at
+    with pytest.raises(Stopped):
+        first.fit()
+    second = make_trainer(params, entry)
+    second.restore_state(*saved[-1])
+    second.fit()
+    for name, weight in weights(straight).items():
+        assert torch.equal(weight, weights(second)[name]), name
+    assert untimed(second.position.history) == untimed(straight.position.history)
+
+
+def test_the_optimiser_is_reset_when_a_token_goes_and_only_while_reasoning_is_left(params: Params) -> None:
+    resets = []
+    trainer = make_trainer(params, icot_entry(params, epochs=8, icot_tokens_per_epoch=2.5, reset_optimizer=True))
+    step = trainer.optimizer.step
+
+    def count_steps() -> None:
+        step()
+        steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+        if steps == {1} and trainer.position.update > 0:
+            resets.append(trainer.position.update)
+
+    trainer.optimizer.step = count_steps  # type: ignore[method-assign, assignment]
+    trainer.fit()
+    # 5 updates an epoch, 2.5 tokens: one token every second update. No chain has more than 9 tokens.
+    longest = longest_reasoning(FakeSet(), range(40))
+    assert longest == 9
+    assert resets[:4] == [2, 4, 6, 8]
+    assert max(resets) <= 2 * longest
+
+
+def test_without_reset_optimizer_the_moments_go_on(params: Params) -> None:
+    trainer = icot_run(params, reset_optimizer=False)
+    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {15}
+
+
+def test_training_rows_lose_their_tokens_as_the_schedule_says(params: Params) -> None:
+    """One token an epoch and no smoothing: in epoch e the 40 rows hold what is left of chains cut by e tokens."""
+    entry = icot_entry(params, epochs=4, icot_tokens_per_epoch=1.0, icot_smoothing=1e9)
+    trainer = make_trainer(params, entry)
+    trainer.fit()
+    rows = FakeSet().rows
+    lengths = [(len(question) + len(answer), sum(map(len, steps))) for question, steps, answer in rows]
+    expected = [sum(rest + max(0, chain - removed) for rest, chain in lengths) for removed in range(4)]
+    assert [row["tokens"] for row in trainer.position.history] == expected
+
+
+def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> None:
+    trainer = icot_run(params)
+    assert trainer.num_removed_tokens == 7
+    meta = CheckpointMeta.of(
+        "icot", 0, trainer.entry.latent, prompt="plain", num_removed_tokens=trainer.num_removed_tokens
+    )
+    assert meta.plan() == ViewPlan(0, 0, num_dropped_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"icot_tokens_per_epoch": 8}, "only for method icot, found method cot; take it out"),
+        ({"icot_remove_all_at": 39}, "only for method icot, found method cot"),
+        ({"method": "icot"}, "method icot needs icot_tokens_per_epoch and icot_smoothing; add both"),
+        (
+            {"method": "icot", "icot_tokens_per_epoch": 8, "icot_smoothing": 4, "select": "best"},
+            "select: found 'best', wanted 'last' with method icot",
+        ),
+        ({"method": "icot", "icot_tokens_per_epoch": 0, "icot_smoothing": 4}, "icot_tokens_per_epoch: found 0"),
+    ],
+)
+def test_mistakes_in_an_icot_entry_are_named(changes: dict[str, Any], message: str) -> None:
+    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    tree["curriculum"]["cot"] |= changes
+    with pytest.raises(ValueError, match=message):
+        parse_params(tree)

@@ -1,0 +1,100 @@
+"""`dvc exp run`, `--temp` and the queue: a killed trainer is continued, wherever its work tree was."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import standin
+from coconut.training.resume import last_update
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The repository after a straight run, committed."""
+    root = standin.make_repository(tmp_path_factory.mktemp("finished") / "repository")
+    assert standin.run(root, "dvc", "repro").returncode == 0
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "done"]):
+        subprocess.run(["git", *command], cwd=root, env=standin.environment(), check=True)
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path) -> Iterator[Path]:
+    root = Path(shutil.copytree(finished, tmp_path / "repository"))
+    yield root
+    for process in psutil.process_iter():  # Queue workers; only those of this repository.
+        try:
+            if Path(process.cwd()).is_relative_to(root):
+                process.kill()
+        except (psutil.Error, OSError):
+            continue
+
+
+CHANGE = ("-S", "curriculum.cot.num_updates=40")
+
+
+def update_of(root: Path) -> int:
+    return max((last_update(folder) or 0 for folder in (root / ".resume").glob("train@cot-*")), default=0)
+
+
+def wait_for_update(root: Path, update: int) -> None:
+    deadline = time.monotonic() + 90
+    while update_of(root) < update:
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def result_of_a_straight_run(root: Path, tmp_path: Path) -> str:
+    straight = Path(shutil.copytree(root, tmp_path / "straight", ignore=shutil.ignore_patterns(".resume")))
+    assert standin.run(straight, "dvc", "exp", "run", *CHANGE, "train@cot").returncode == 0
+    return (straight / "outputs/cot").read_text()
+
+
+@pytest.mark.parametrize("where", [[], ["--temp"]], ids=["workspace", "temp"])
+def test_an_experiment_continues_a_killed_one(root, tmp_path, where):
+    standin.behave(root, {"train@cot": [{"nap": 0.1}]})
+    first = standin.start(root, "dvc", "exp", "run", *where, *CHANGE, "train@cot")
+    wait_for_update(root, 25)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=300)
+    saved = update_of(root)
+    assert saved < 40
+    again = standin.run(root, "dvc", "exp", "run", *where, *CHANGE, "train@cot")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "train@cot: resumed at update " in again.stdout + again.stderr
+    branch = standin.run(root, "dvc", "exp", "list", "--name-only").stdout.split()[-1]
+    assert standin.run(root, "dvc", "exp", "apply", branch).returncode == 0
+    assert (root / "outputs/cot").read_text() == result_of_a_straight_run(root, tmp_path)
+
+
+def test_the_queue_continues_a_killed_experiment(root):
+    """Also: the trainer does not die of its parent's thread, as it would if the queue started it from one."""
+    standin.behave(root, {"train@cot": [{"nap": 0.1, "die_at": 25}]})
+    for num_resumed in (0, 1):
+        queued = standin.run(root, "dvc", "exp", "run", "--queue", *CHANGE, "train@cot")
+        assert queued.returncode == 0, queued.stderr
+        assert standin.run(root, "dvc", "queue", "start").returncode == 0
+        deadline = time.monotonic() + 120
+        while True:
+            status = standin.run(root, "dvc", "queue", "status").stdout
+            if status.count("Failed") + status.count("Success") == num_resumed + 1 and "Running" not in status:
+                break
+            assert time.monotonic() < deadline, status
+            time.sleep(0.5)
+        assert update_of(root) == (40 if num_resumed else 25)
+    assert status.count("Failed") == 1
+    assert status.count("Success") == 1
+    logs = (root / "outputs/logs/train@cot.log", *(root / ".dvc/tmp/exps").rglob("*.out"))
+    assert any("resumed at update 25" in path.read_text() for path in logs if path.exists())

@@ -1,0 +1,200 @@
+"""The proof obligations of the mathematics: the fast path equals full recomputation, row by row."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import oracle
+from coconut.data.collator import Batch, collate
+from coconut.data.curriculum import ViewPlan
+from coconut.data.views import IGNORED, MarkerIds, View, build_view
+from coconut.model import columns, layers, products
+from coconut.model.feedback import Feedback
+from coconut.model.latent import latent_nll, read_columns, supervised_nll
+
+MARKERS = MarkerIds(60, 61, 62)
+
+
+@pytest.fixture(autouse=True, params=["fast", "own-attention", "library"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The code that a large model takes, with torch's attention kernel and with ours, and that of a small one."""
+    if request.param != "library":
+        for module, name in ((columns, "MIN_WIDTH"), (columns, "MIN_PACKED_WORK"), (layers, "MIN_WEIGHT_ELEMENTS")):
+            monkeypatch.setattr(module, name, 0)
+        monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+    if request.param == "fast":
+        monkeypatch.setattr(columns, "MAX_SCORES", 12)  # Passes of one column only.
+    return str(request.param)
+
+
+def make_views(num_latents: tuple[int, ...], *, markers: bool = False, seed: int = 0) -> list[View]:
+    """Rows with questions, steps and answers of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(2, 60, (length,), generator=generator).tolist()
+
+    return [
+        build_view(
+            draw(2, 7),
+            [draw(1, 4), draw(1, 4)],
+            draw(2, 4),
+            plan=ViewPlan(index % 3, n, markers=markers),
+            markers=MARKERS,
+        )
+        for index, n in enumerate(num_latents)
+    ]
+
+
+def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_loss_and_gradients(model: PreTrainedModel, views: list[View], batch: Batch) -> None:
+    slow, slow_count = oracle.nll(model, views)
+    slow_gradients = gradients(model, slow / slow_count)
+    fast, fast_count = latent_nll(model, Feedback(), **batch._asdict())
+    fast_gradients = gradients(model, fast / fast_count)
+    assert fast_count == slow_count
+    assert abs(float(fast / fast_count - slow / slow_count)) < 1e-6
+    assert fast_gradients.keys() == slow_gradients.keys()
+    for name, gradient in slow_gradients.items():
+        assert (fast_gradients[name] - gradient).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("markers", [False, True], ids=["bare", "markers"])
+@pytest.mark.parametrize(
+    "num_latents",
+    [(0, 0), (1, 1), (2, 2, 2), (3, 1), (0, 2, 4, 1), (6,)],
+    ids=["none", "one", "equal", "ragged", "ragged-with-none", "alone"],
+)
+def test_cached_forward_equals_full_recomputation(
+    tiny_lm: PreTrainedModel, num_latents: tuple[int, ...], markers: bool
+) -> None:
+    views = make_views(num_latents, markers=markers)
+    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: str) -> None:
+    views = make_views((2, 3, 0), seed=3)
+    alone = [collate([view], pad_id=0) for view in views]
+    width = max(batch.input_ids_BT.shape[1] for batch in alone)
+
+    def pad(row: torch.Tensor, value: int) -> torch.Tensor:
+        filler = row.new_full((1, width - row.shape[1]), value)
+        return torch.cat([filler, row] if side == "left" else [row, filler], dim=1)
+
+    fillers = (0, 0, 0, 0, IGNORED)
+    columns = zip(*alone, strict=True)
+    batch = Batch(
+        *(torch.cat([pad(row, filler) for row in rows]) for rows, filler in zip(columns, fillers, strict=True))
+    )
+    assert_same_loss_and_gradients(tiny_lm, views, batch)
+
+
+def test_a_row_scores_the_same_alone_and_in_a_padded_batch(tiny_lm: PreTrainedModel) -> None:
+    views = make_views((2, 0, 5, 3), seed=1)
+    together, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
+    alone = [latent_nll(tiny_lm, Feedback(), **collate([view], pad_id=0)._asdict())[0] for view in views]
+    assert abs(float(together - sum(alone))) < 1e-4
+
+
+def test_without_latents_it_is_the_plain_language_model(tiny_lm: PreTrainedModel) -> None:
+    views = make_views((0, 0, 0), seed=2)
+    batch = collate(views, pad_id=0)
+    nll, num_tokens = latent_nll(tiny_lm, Feedback(), **batch._asdict())
+    plain = tiny_lm(
+        input_ids=batch.input_ids_BT,
+        attention_mask=batch.attention_mask_BT,
+        position_ids=batch.position_ids_BT,
+        labels=batch.labels_BT,
+    )
+    assert abs(float(nll / num_tokens - plain.loss)) < 1e-6
+
+
+def test_gradients_reach_the_question_only_through_the_thoughts(tiny_lm: PreTrainedModel) -> None:
+    """The second thought depends on the question's embeddings; cutting it loose changes their gradient."""
+    batch = collate(make_views((2,)), pad_id=0)
+    embeddings = tiny_lm.get_input_embeddings()
+
+    class Detached(Feedback):
+        def forward(self, output, input_BD):  # type: ignore[no-untyped-def]
+            return super().forward(output, input_BD).detach()
+
+    def question_gradient(feedback: Feedback) -> torch.Tensor:
+        nll, _ = latent_nll(tiny_lm, feedback, **batch._asdict())
+        return gradients(tiny_lm, nll)[_name_of(tiny_lm, embeddings.weight)]
+
+    through, cut = question_gradient(Feedback()), question_gradient(Detached())
+    first_token = int(batch.input_ids_BT[0, 0])
+    assert (through - cut)[first_token].abs().max() > 1e-4
+
+
+def _name_of(model: PreTrainedModel, parameter: torch.nn.Parameter) -> str:
+    return next(name for name, p in model.named_parameters() if p is parameter)
+
+
+@pytest.mark.parametrize("num_latents", [(3, 3), (3, 0, 1)], ids=["equal", "ragged"])
+def test_every_column_is_computed_once_and_padding_never(
+    tiny_gpt2: PreTrainedModel, num_latents: tuple[int, ...], path: str
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    tiny_gpt2.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    batch = collate(make_views(num_latents), pad_id=0)
+    latent_nll(tiny_gpt2, Feedback(), **batch._asdict())
+    assert len(shapes) == 4
+    num_columns = batch.num_columns if path == "library" else int(batch.attention_mask_BT.sum())
+    assert sum(rows * columns for rows, columns in shapes) == num_columns
+
+
+def test_a_latent_in_column_0_is_refused(tiny_gpt2: PreTrainedModel) -> None:
+    batch = collate(make_views((1,)), pad_id=0)
+    batch.is_latent_BT[0, 0] = True
+    with pytest.raises(ValueError, match="column 0"):
+        latent_nll(tiny_gpt2, Feedback(), **batch._asdict())
+
+
+def test_a_config_that_turns_the_cache_off_does_not(tiny_lm: PreTrainedModel) -> None:
+    views = make_views((3, 2))
+    expected, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
+    tiny_lm.config.use_cache = False
+    found, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
+    assert torch.equal(found, expected)
+
+
+def test_a_dropped_cache_is_noticed(tiny_lm: PreTrainedModel) -> None:
+    tiny_lm.gradient_checkpointing_enable()
+    tiny_lm.train()
+    with pytest.raises(AssertionError, match="dropped the key-value cache"):
+        latent_nll(tiny_lm, Feedback(), **collate(make_views((3, 2)), pad_id=0)._asdict())
+
+
+def test_padding_never_changes_a_hidden_state(tiny_lm: PreTrainedModel) -> None:
+    batch = collate(make_views((2, 4, 0)), pad_id=0)
+    inputs = {key: value for key, value in batch._asdict().items() if key != "labels_BT"}
+    before = read_columns(tiny_lm, Feedback(), **inputs).hidden_BTD
+    is_padding_BT = batch.attention_mask_BT == 0
+    inputs["input_ids_BT"] = torch.where(is_padding_BT, 17, batch.input_ids_BT)
+    after = read_columns(tiny_lm, Feedback(), **inputs).hidden_BTD
+    assert torch.isfinite(after).all()
+    assert torch.equal(before[~is_padding_BT], after[~is_padding_BT])
+
+
+@pytest.mark.parametrize("chunk_logits", [1, 64 * 3, 1 << 20])
+def test_the_chunked_loss_equals_the_whole(
+    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, chunk_logits: int
+) -> None:
+    views = make_views((2, 0, 1))
+    monkeypatch.setattr("coconut.model.latent.CHUNK_LOGITS", chunk_logits)
+    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0))
+
+
+def test_a_batch_without_supervised_columns_has_loss_0(tiny_gpt2: PreTrainedModel) -> None:
+    nll, num_tokens = supervised_nll(tiny_gpt2, torch.zeros(1, 3, 32), torch.full((1, 3), IGNORED))
+    assert (float(nll), num_tokens) == (0.0, 0)

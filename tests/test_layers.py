@@ -1,0 +1,260 @@
+"""Weight gradients formed once are those that autograd forms pass by pass, however backward is called."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from coconut.model import layers, products
+from coconut.model.layers import BatchLayers
+from tiny_models import FAMILIES, build_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _every_weight_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+
+
+class Chain(nn.Module):
+    """Linear layers of both kinds, read several times over, like a decoder in passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.second = Conv1D(5, 6)
+        self.third = nn.Linear(5, 4, bias=False)
+        nn.init.normal_(self.second.bias)
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.third(torch.tanh(self.second(torch.tanh(self.first(input)))))
+        return output
+
+
+def read_in_passes(chain: Chain, batch_layers: BatchLayers | None) -> Tensor:
+    """Each pass reads what the one before has left; rows and columns differ from pass to pass."""
+    generator = torch.Generator().manual_seed(1)
+    carried, total = torch.zeros(4), torch.zeros(())
+    for shape in [(3, 7, 4), (3, 1, 4), (3, 1, 4), (2, 5, 4)]:
+        input = torch.randn(shape, generator=generator) + carried
+        if batch_layers is None:
+            output = chain(input)
+        else:
+            with batch_layers.active():
+                output = chain(input)
+        carried = output.mean(dim=(0, 1))
+        total = total + output.square().sum()
+    return total
+
+
+def gradients(chain: Chain, loss: Tensor) -> dict[str, Tensor]:
+    chain.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in chain.named_parameters() if p.grad is not None}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= tolerance * max(1.0, float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("max_kept_rows", [None, 3, 0], ids=["all", "thin-passes", "none"])
+def test_gradients_are_those_of_the_plain_layers(max_kept_rows: int | None) -> None:
+    chain = Chain()
+    expected = gradients(chain, read_in_passes(chain, None))
+    found = gradients(chain, read_in_passes(chain, BatchLayers(chain, max_kept_rows=max_kept_rows)))
+    assert len(expected) == 5
+    assert_close(found, expected)
+
+
+def test_a_weight_is_multiplied_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = Chain()
+    shapes: list[tuple[int, int]] = []
+
+    def counting(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        product = functional.linear(input, weight, bias)
+        shapes.append(tuple(product.shape))
+        return product
+
+    loss = read_in_passes(chain, BatchLayers(chain))
+    monkeypatch.setattr(layers, "linear", counting)
+    loss.backward()
+    assert [shapes.count(tuple(weight.shape)) for weight in chain.parameters() if weight.ndim == 2] == [1, 1, 1]
+
+
+def test_gradients_of_several_batches_add_up() -> None:
+    chain = Chain()
+    expected = {name: 2 * g for name, g in gradients(chain, read_in_passes(chain, None)).items()}
+    chain.zero_grad()
+    for _ in range(2):
+        read_in_passes(chain, BatchLayers(chain)).backward()
+    assert_close({name: p.grad for name, p in chain.named_parameters()}, expected)
+
+
+def test_a_second_backward_through_the_same_graph_gives_the_same_again() -> None:
+    chain = Chain()
+    expected = gradients(chain, read_in_passes(chain, None))
+    loss = read_in_passes(chain, BatchLayers(chain))
+    loss.backward(retain_graph=True)
+    assert_close(gradients(chain, loss), expected)
+
+
+def test_a_backward_that_stops_short_of_the_weights_leaves_nothing_behind() -> None:
+    chain = Chain()
+    batch_layers = BatchLayers(chain)
+    input = torch.randn(2, 3, 4, requires_grad=True)
+    with batch_layers.active():
+        loss = chain(input).square().sum() + chain(input[:, :1]).sum()
+    partial, *_ = torch.autograd.grad(loss, input, retain_graph=True)
+    found = gradients(chain, loss)
+    plain = chain(input).square().sum() + chain(input[:, :1]).sum()
+    assert_close(found, gradients(chain, plain))
+    whole, *_ = torch.autograd.grad(chain(input).square().sum() + chain(input[:, :1]).sum(), input)
+    assert (partial - whole).abs().max() < 1e-5
+
+
+def test_gradients_can_be_asked_for_without_being_accumulated() -> None:
+    chain = Chain()
+    expected = gradients(chain, read_in_passes(chain, None))
+    chain.zero_grad()
+    found = torch.autograd.grad(read_in_passes(chain, BatchLayers(chain)), list(chain.parameters()))
+    assert_close(dict(zip(expected, found, strict=True)), expected)
+    assert all(p.grad is None for p in chain.parameters())
+
+
+@pytest.mark.parametrize("frozen", ["first.weight", "first.bias", "second.weight", "second.bias", "third.weight"])
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen: str) -> None:
+    chain = Chain()
+    dict(chain.named_parameters())[frozen].requires_grad_(False)
+    expected = gradients(chain, read_in_passes(chain, None))
+    assert frozen not in expected
+    assert_close(gradients(chain, read_in_passes(chain, BatchLayers(chain))), expected)
+
+
+def test_a_weight_that_two_layers_share_gets_both_shares() -> None:
+    chain = Chain()
+    tied = Chain()
+    for model in (chain, tied):
+        model.third = nn.Linear(5, 4, bias=False)
+        torch.manual_seed(3)
+        model.first.weight = nn.Parameter(torch.randn(6, 4))
+        model.third.weight = nn.Parameter(torch.randn(4, 5))
+        model.fourth = nn.Linear(4, 4, bias=False)
+        model.fifth = nn.Linear(4, 4, bias=False)
+        model.fifth.weight = model.fourth.weight
+    input = torch.randn(2, 3, 4)
+    expected = gradients(chain, chain.fifth(chain.fourth(input).tanh()).square().sum())
+    batch_layers = BatchLayers(tied)
+    tied.load_state_dict(chain.state_dict())
+    with batch_layers.active():
+        loss = tied.fifth(tied.fourth(input).tanh()).square().sum()
+    assert_close(gradients(tied, loss), expected)
+
+
+def test_hooks_of_a_weight_see_its_whole_gradient_once() -> None:
+    chain = Chain()
+    expected = gradients(chain, read_in_passes(chain, None))
+    seen: list[Tensor] = []
+    chain.second.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    read_in_passes(chain, BatchLayers(chain)).backward()
+    assert len(seen) == 1
+    assert (seen[0] - expected["second.weight"]).abs().max() < 1e-4
+
+
+def test_autocast_computes_in_bf16_and_gives_gradients_in_float32() -> None:
+    chain = Chain()
+    exact = gradients(chain, read_in_passes(chain, None))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = read_in_passes(chain, None)
+        expected = gradients(chain, plain)
+        loss = read_in_passes(chain, BatchLayers(chain))
+    found = gradients(chain, loss)
+    assert abs(loss.item() - plain.item()) < 0.02 * abs(plain.item())
+    for name, gradient in exact.items():
+        assert found[name].dtype == torch.float32
+        scale = float(gradient.abs().max())
+        ours, theirs = (float((g[name] - gradient).abs().max()) / scale for g in (found, expected))
+        assert ours < max(0.03, 1.5 * theirs), name
+
+
+def test_nothing_is_kept_when_backward_is_never_called() -> None:
+    chain = Chain()
+    batch_layers = BatchLayers(chain)
+    loss = read_in_passes(chain, batch_layers)
+    factors = [weakref.ref(forward.factors) for _, forward in batch_layers.forwards]
+    gc.disable()
+    try:
+        del batch_layers, loss
+        assert [reference() for reference in factors] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_kept_after_a_backward_that_stopped_short() -> None:
+    chain = Chain()
+    batch_layers = BatchLayers(chain)
+    input = torch.randn(2, 3, 4, requires_grad=True)
+    with batch_layers.active():
+        loss = chain(input).sum()
+    torch.autograd.grad(loss, input)
+    factors = [weakref.ref(forward.factors) for _, forward in batch_layers.forwards]
+    gc.disable()
+    try:
+        del batch_layers, loss
+        assert [reference() for reference in factors] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_model_is_as_before_when_the_block_ends_even_by_an_error() -> None:
+    chain = Chain()
+    is_replaced: list[bool] = []
+
+    def fail() -> None:
+        with BatchLayers(chain).active():
+            is_replaced.append("forward" in chain.first.__dict__)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert is_replaced == [True]
+    assert all("forward" not in module.__dict__ for module in chain.modules())
+
+
+def test_a_forward_that_somebody_else_has_replaced_stays() -> None:
+    chain = Chain()
+    chain.first.forward = lambda input: input.new_ones(*input.shape[:-1], 6)
+    with BatchLayers(chain).active():
+        assert torch.equal(chain.first(torch.zeros(1, 4)), torch.ones(1, 6))
+    assert "forward" in chain.first.__dict__
+
+
+def test_gpt2s_activation_is_the_same_function_in_one_operation() -> None:
+    input = torch.linspace(-8, 8, 999, dtype=torch.float64, requires_grad=True)
+    expected, found = NewGELUActivation()(input), layers.fused_gelu(input)
+    assert (found - expected).abs().max() < 1e-14
+    slopes = [torch.autograd.grad(output.sum(), input)[0] for output in (expected, found)]
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_same_logits_with_them(family: str) -> None:
+    model: PreTrainedModel = build_tiny_model(family)
+    input_ids = torch.arange(2, 14).view(2, 6)
+    expected = model(input_ids=input_ids).logits
+    batch_layers = BatchLayers(model)
+    assert len(batch_layers.forwards) >= 8, "the family's linear layers must be among them"
+    with batch_layers.active():
+        found = model(input_ids=input_ids).logits
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

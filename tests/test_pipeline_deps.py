@@ -1,0 +1,94 @@
+"""dvc.yaml lists, for every stage, exactly the modules that its script imports, directly or not."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def script_of(stage: str) -> str:
+    command = STAGES[stage].get("do", STAGES[stage])["cmd"].split()
+    return str(command[1])
+
+
+def module_path(module: str) -> Path | None:
+    """File of a module of ours below `src/`; a package is its `__init__.py`."""
+    path = ROOT / "src" / Path(*module.split("."))
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+@cache
+def imported(path: Path) -> frozenset[Path]:
+    """Our modules named in the import statements of a file, wherever they stand, and their packages."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            packages = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+            found |= {path for package in packages if (path := module_path(package))}
+    return frozenset(found)
+
+
+def closure(script: Path) -> set[Path]:
+    todo, seen = [script], {script}
+    # What the package's own front door offers lazily is not what a stage loads.
+    front_door = ROOT / "src/coconut/__init__.py"
+    while todo:
+        path = todo.pop()
+        new = (imported(path) if path != front_door else frozenset()) - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_stage_depends_on_every_module_it_imports_and_on_no_other(stage: str) -> None:
+    deps = STAGES[stage].get("do", STAGES[stage])["deps"]
+    listed = {dep for dep in deps if dep.endswith(".py")}
+    wanted = {path.relative_to(ROOT).as_posix() for path in closure(ROOT / script_of(stage))}
+    # Empty package files say nothing that could change a result.
+    wanted = {path for path in wanted if not path.endswith("__init__.py") or "def " in (ROOT / path).read_text()}
+    assert listed == wanted, "wanted in dvc.yaml:\n" + "\n".join(f"        - {path}" for path in sorted(wanted))
+
+
+def test_no_stage_depends_on_knobs_that_cannot_change_a_result() -> None:
+    for name, stage in STAGES.items():
+        assert "runtime" not in stage.get("do", stage).get("params", []), name
+
+
+def test_commands_hold_an_entrys_key_and_never_a_value() -> None:
+    commands = {name: stage.get("do", stage)["cmd"] for name, stage in STAGES.items()}
+    for name, command in commands.items():
+        script = f"python {script_of(name)}"
+        assert command in (script, f"{script} ${{key}}", f"{script} base")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.name)
+def test_a_stage_script_is_thin(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.name)
+def test_a_stage_runs_the_code_of_its_own_work_tree(path: Path, tmp_path: Path) -> None:
+    """Not that of the checkout which is installed: in `dvc exp run --temp` it may be another by now."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "src/coconut").mkdir(parents=True)
+    copy = shutil.copy(path, tmp_path / "stages")
+    (tmp_path / "src/coconut/__init__.py").write_text("raise SystemExit('code of the copy')")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, copy, "cot"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "code of the copy\n")

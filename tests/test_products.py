@@ -1,0 +1,51 @@
+"""Products through oneDNN equal torch's own, in any layout."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coconut.model import products
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(products, "_is_foreign_to_mkl", lambda: request.param)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 300])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("layouts", ["contiguous", "weight", "input", "both"])
+@pytest.mark.usefixtures("library")
+def test_products_equal_those_in_float64(num_rows: int, has_bias: bool, layouts: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, columns: int, is_transposed: bool) -> Tensor:
+        shape = (columns, rows) if is_transposed else (rows, columns)
+        drawn = torch.randn(shape, generator=generator)
+        return drawn.t() if is_transposed else drawn
+
+    input = draw(num_rows, 96, layouts in ("input", "both"))
+    weight = draw(128, 96, layouts in ("weight", "both"))
+    bias = torch.randn(128, generator=generator) if has_bias else None
+    with torch.no_grad():
+        found = products.linear(input, weight, bias)
+    exact = functional.linear(input.double(), weight.double(), None if bias is None else bias.double())
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("library")
+def test_outside_of_autograd_functions_gradients_are_recorded() -> None:
+    weight = torch.randn(4, 3, requires_grad=True)
+    products.linear(torch.ones(2, 3), weight).sum().backward()
+    assert torch.equal(weight.grad, torch.full((4, 3), 2.0))
+
+
+@pytest.mark.usefixtures("library")
+def test_the_same_product_gives_the_same_bytes() -> None:
+    input, weight = torch.randn(64, 96), torch.randn(128, 96)
+    with torch.no_grad():
+        assert len({products.linear(input, weight).numpy().tobytes() for _ in range(5)}) == 1

@@ -1,0 +1,308 @@
+"""The report on literal outputs: whole tables, missing and damaged files, one page without links."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from coconut.report.page import write_report
+from coconut.report.paper import find_arms, paper_table
+from coconut.report.results import find_last, read_folder, read_results
+from coconut.report.tables import Table, accuracy_table, explain_speed, facts_table, paired_p, speed_table
+from fake_outputs import CURRICULUM, HISTORY_HEAD, default_tree, fake_params, write_entry, write_outputs
+
+REPOSITORY = Path(__file__).parents[1]
+FIGURES = ["accuracy", "loss", "seconds", "speed", "steps"]
+
+
+@pytest.fixture
+def outputs_dir(tmp_path):
+    write_outputs(tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+def read(outputs_dir, **changes):
+    return read_results(fake_params(**changes).curriculum, read_folder(outputs_dir))
+
+
+def report(outputs_dir, **changes):
+    write_report(fake_params(**changes), outputs_dir, outputs_dir / "report")
+    return outputs_dir / "report"
+
+
+def test_the_table_has_a_row_for_every_entry_in_the_curriculums_order(outputs_dir):
+    assert accuracy_table(read(outputs_dir)).to_text().splitlines() == [
+        "entry     method   latent stage       accuracy [95 %]  generated tokens  thoughts  s/example  train s  updates"
+        "  p against latent_2",
+        "cot       cot                 0  0.800 [0.490, 0.943]               3.0       0.0     0.0125       20        8"
+        "               1.000",
+        "latent_1  coconut             1  0.500 [0.237, 0.763]               3.0       1.0     0.0125       30        8"
+        "               0.125",
+        "latent_2  coconut             2  0.900 [0.596, 0.982]               3.0       2.0     0.0125       40        8"
+        "           reference",
+        "no_cot    no_cot              0  0.000 [0.000, 0.278]               3.0       0.0     0.0125       20        8"
+        "               0.004",
+    ]
+
+
+def test_the_untouched_model_comes_first_once_it_was_scored(outputs_dir):
+    write_entry(outputs_dir, "base", right="----------")
+    table = accuracy_table(read(outputs_dir))
+    assert [row[:2] for row in table.rows][:2] == [["base", "untouched"], ["cot", "cot"]]
+
+
+def test_folders_of_entries_that_are_no_longer_in_the_curriculum_are_left_out(outputs_dir):
+    write_entry(outputs_dir, "latent_9", right="+")
+    assert [result.name for result in read(outputs_dir)] == ["cot", "latent_1", "latent_2", "no_cot"]
+
+
+def test_the_report_is_written_whole(outputs_dir):
+    report_dir = report(outputs_dir)
+    assert sorted(path.name for path in report_dir.iterdir()) == sorted(
+        ["report.html", "report.md", *(f"{name}.png" for name in FIGURES)]
+    )
+    text = (report_dir / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# models/tiny, seed 0\n\n## Results\n\nAccuracy on the test split")
+    assert re.findall(r"\]\((\w+)\.png\)", text) == ["accuracy", "steps", "loss", "seconds", "speed"]
+    assert "| latent_2 | coconut |            2 | 0.900 [0.596, 0.982] |" in text
+    assert "| train.dropped.duplicate |     1 |" in text
+    assert "not there" not in text
+    for name in FIGURES:
+        assert (report_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_same_outputs_give_the_same_bytes(outputs_dir):
+    first = {path.name: path.read_bytes() for path in report(outputs_dir).iterdir()}
+    shutil.rmtree(outputs_dir / "report")
+    assert {path.name: path.read_bytes() for path in report(outputs_dir).iterdir()} == first
+    assert not any(b"tIME" in png or b"Software" in png for name, png in first.items() if name.endswith("png"))
+
+
+class Page(HTMLParser):
+    """Collects tags, the addresses they name, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_holds_its_figures_and_names_no_other_address(outputs_dir):
+    page = Page((report(outputs_dir) / "report.html").read_text(encoding="utf-8"))
+    assert len(page.addresses) == len(FIGURES)
+    assert all(address.startswith("data:image/png;base64,iVBOR") for address in page.addresses)
+    assert "url(" not in page.text
+
+
+def test_generated_text_cannot_become_markup(outputs_dir):
+    report_dir = report(outputs_dir, model="models/<b>&tiny")
+    page = Page((report_dir / "report.html").read_text(encoding="utf-8"))
+    assert not page.tags & {"script", "b"}
+    assert "<script>alert('&')</script> | no answer" in page.text
+    assert page.text.count("models/<b>&tiny") == 2
+    assert "| &lt;script>alert('&')&lt;/script> \\| no answer |" in (report_dir / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", list(CURRICULUM))
+def test_an_entry_of_which_everything_is_missing_is_not_there(outputs_dir, name):
+    shutil.rmtree(outputs_dir / name)
+    rows = {row[0]: row for row in accuracy_table(read(outputs_dir)).rows}
+    assert rows[name][3:] == ["not there", "-", "-", "-", "-", "-", "-"]
+    text = (report(outputs_dir) / "report.md").read_text(encoding="utf-8")
+    assert f"Not there: {name}; `dvc repro` makes them." in text
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "history.csv", "predictions.jsonl", "../preprocess.json"])
+def test_any_missing_file_leaves_a_report(outputs_dir, file):
+    (outputs_dir / "latent_2" / file).unlink()
+    assert {"report.md", "report.html"} <= {path.name for path in report(outputs_dir).iterdir()}
+
+
+def test_a_report_on_nothing_says_so(tmp_path):
+    report_dir = report(tmp_path / "outputs")
+    assert sorted(path.name for path in report_dir.iterdir()) == ["report.html", "report.md"]
+    text = (report_dir / "report.md").read_text(encoding="utf-8")
+    assert text.count("No data.") == 6  # Five figures, and the table of speeds.
+    assert "Not there: cot, latent_1, latent_2, no_cot;" in text
+    assert "Predictions: not there." in text
+    assert "outputs/preprocess.json: not there" in text
+
+
+def test_arms_are_compared_with_the_last_coconut_entry_that_is_there(outputs_dir):
+    (outputs_dir / "latent_2" / "predictions.jsonl").unlink()
+    table = accuracy_table(read(outputs_dir))
+    assert table.header[-1] == "p against latent_1"
+    assert [row[-1] for row in table.rows] == ["0.250", "reference", "-", "0.062"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("cot/metrics.json", '{"accuracy": 0.5', r"outputs/cot/metrics\.json: not valid JSON .* `dvc repro` makes it"),
+        ("cot/metrics.json", "[]", r"outputs/cot/metrics\.json: found list, wanted a JSON object"),
+        ("cot/predictions.jsonl", '{"index": 0}\n', r"outputs/cot/predictions\.jsonl:1: num_steps is missing or"),
+        (
+            "cot/metrics.json",
+            '{"accuracy": "<b>"}',
+            r"outputs/cot/metrics\.json: accuracy: found '<b>', wanted a number",
+        ),
+        ("cot/predictions.jsonl", '{}\n{"index"', r"outputs/cot/predictions\.jsonl:2: not valid JSON"),
+        ("cot/history.csv", f"{HISTORY_HEAD}\ncot,one\n", r"outputs/cot/history\.csv:2: could not convert .*'one'"),
+        ("cot/history.csv", f"{HISTORY_HEAD}\n{',' * 20}\n", r"outputs/cot/history\.csv:2: "),
+        ("preprocess.json", "", r"outputs/preprocess\.json: not valid JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(outputs_dir, file, text, message):
+    (outputs_dir / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report(outputs_dir)
+
+
+def test_numbers_that_are_not_finite_are_drawn_as_if_they_were_missing(outputs_dir):
+    path = outputs_dir / "cot" / "history.csv"
+    text = path.read_text()
+    path.write_text(text.replace("2.0,1.0,0.002,2.1", "nan,1.0,0.002,inf"))
+    not_finite = (report(outputs_dir) / "loss.png").read_bytes()
+    path.write_text(text.replace("2.0,1.0,0.002,2.1", ",1.0,0.002,"))
+    assert (report(outputs_dir) / "loss.png").read_bytes() == not_finite
+    path.write_text(text)
+    assert (report(outputs_dir) / "loss.png").read_bytes() != not_finite
+
+
+def test_a_generated_line_separator_does_not_end_a_row(outputs_dir):
+    path = outputs_dir / "cot" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["text"] = "a\u2028b"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read(outputs_dir)[0].predictions[0].text == "a\u2028b"
+
+
+def test_predictions_on_another_test_set_are_not_paired(outputs_dir):
+    path = outputs_dir / "cot" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"gold": "3"', '"gold": "4"'))
+    results = read(outputs_dir)
+    assert paired_p(results[0], results[2]) is None
+    assert paired_p(results[1], results[2]) == 0.125
+
+
+def test_pairs_are_found_by_index_and_not_by_line(outputs_dir):
+    path = outputs_dir / "latent_1" / "predictions.jsonl"
+    path.write_text("".join(sorted(path.read_text().splitlines(keepends=True), reverse=True)))
+    results = read(outputs_dir)
+    assert paired_p(results[1], results[2]) == 0.125
+
+
+def test_the_speed_of_an_entry_is_explained_by_its_tokens_and_its_rate(outputs_dir):
+    results = read(outputs_dir)
+    assert speed_table(results).to_text().splitlines()[:4] == [
+        "entry     latents  tokens/update  padding share  tokens/s  ms/update  in first epoch  in last epoch",
+        "cot           0.0            500          0.125     10000       50.0            50.0           50.0",
+        "latent_1      1.0            500          0.125      5000        100             100            100",
+        "latent_2      2.0            500          0.125      3333        150             150            150",
+    ]
+    assert explain_speed(results) == (
+        "An update of latent_2 takes 3.00 times as long as one of cot: it holds 1.00 times the tokens, and a token"
+        " takes 3.00 times as long (latents 2.0 against 0.0, padding share 0.125 against 0.125)."
+    )
+    assert explain_speed(results[:1]) == ""
+
+
+ARMS = CURRICULUM | {
+    "no_thoughts_1": {"parent": "cot", "method": "no_thoughts", "latent_stage": 1, "epochs": 1, "lr": 0.001},
+    "no_thoughts_2": {"parent": "no_thoughts_1", "method": "no_thoughts", "latent_stage": 2, "epochs": 1, "lr": 0.001},
+    "pause_as_thought": {"parent": "cot", "method": "pause_as_thought", "latent_stage": 2, "epochs": 1, "lr": 0.001},
+    "straight": {"parent": "cot", "method": "coconut", "latent_stage": 2, "epochs": 1, "lr": 0.001},
+    "variant": {"parent": "latent_1", "method": "coconut", "latent_stage": 2, "epochs": 1, "lr": 0.001},
+}
+
+
+def test_each_arm_of_the_paper_is_the_end_of_its_curriculum(outputs_dir):
+    arms = find_arms(read(outputs_dir, curriculum=ARMS))
+    assert {arm: result.name for arm, result in arms.items()} == {
+        "CoT": "cot",
+        "No-CoT": "no_cot",
+        "Coconut": "latent_2",
+        "- w/o curriculum": "straight",
+        "- w/o thought": "no_thoughts_2",
+        "- pause as thought": "pause_as_thought",
+    }
+
+
+def test_the_papers_table_stands_beside_ours_where_its_arms_were_run(outputs_dir):
+    write_entry(outputs_dir, "straight", right="-----+----", thoughts=2)
+    table = paper_table(read(outputs_dir, curriculum=ARMS))
+    assert table.header[:5] == ["arm", "our entry", "our accuracy [95 %]", "our tokens", "p"]
+    assert table.header[5:] == ["paper: GSM8K", "paper: ProntoQA", "paper: ProsQA"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows)[:5] == ["CoT", "No-CoT", "iCoT", "Pause token", "Coconut"]
+    assert list(rows)[5:] == ["- w/o curriculum", "- w/o thought", "- pause as thought"]
+    assert rows["Coconut"][:5] == ["latent_2", "0.900 [0.596, 0.982]", "5.0", "-", "34.1 ±1.5, 8.2"]
+    assert rows["- w/o curriculum"][:4] == ["straight", "0.100 [0.018, 0.404]", "5.0", "0.008"]
+    assert rows["- w/o thought"][:4] == ["no_thoughts_2", "not there", "-", "-"]
+    assert rows["iCoT"] == ["-", "-", "-", "-", "30.0, 2.2", "99.8, 3.0", "98.2, 8.2"]
+
+
+def test_without_an_ablation_the_papers_table_is_left_out(outputs_dir):
+    assert paper_table(read(outputs_dir)) is None
+    assert "paper" not in (report(outputs_dir) / "report.md").read_text(encoding="utf-8")
+
+
+def test_without_a_coconut_entry_nothing_is_paired(outputs_dir):
+    results = read(outputs_dir, curriculum={"cot": CURRICULUM["cot"], "no_cot": CURRICULUM["no_cot"]})
+    assert find_last(results, "coconut") is None
+    assert accuracy_table(results).header[-1] == "updates"
+    assert "Coconut" not in find_arms(results)
+
+
+def test_facts_are_lines_of_dotted_keys():
+    assert facts_table({"a": {"b": 1, "c": [1, 2]}, "d": {}, "e": 0.123456, "f": None}).rows == [
+        ["a.b", "1"],
+        ["a.c", "1, 2"],
+        ["d", "none"],
+        ["e", "0.123"],
+        ["f", "-"],
+    ]
+
+
+def test_a_markdown_cell_stays_in_its_cell():
+    text = Table(["a"], [["x|y\n<b>*`"], ["![](http://x)"], ["<0.001 [1, 2]"]]).to_markdown()
+    assert text.splitlines()[2:] == ["| x\\|y &lt;b>\\*\\` |", "| ![]\\(http://x)  |", "| <0.001 [1, 2]   |"]
+
+
+def run_in(folder, *command):
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_stage_and_the_table_run_as_processes_without_torch(outputs_dir):
+    (outputs_dir.parent / "params.yaml").write_text(json.dumps(default_tree()))
+    stage = run_in(outputs_dir.parent, str(REPOSITORY / "stages" / "report.py"))
+    assert stage.returncode == 0, stage.stderr
+    assert (outputs_dir / "report" / "report.html").exists()
+    table = run_in(outputs_dir.parent, "-m", "coconut.report")
+    assert table.stdout == accuracy_table(read(outputs_dir)).to_text() + "\n"
+    code = (
+        "import sys, coconut.report.page, coconut.report.compare; print(*{'torch', 'scipy', 'dvc'} & set(sys.modules))"
+    )
+    assert run_in(outputs_dir.parent, "-c", code).stdout == "\n"
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path):
+    for command in (["-m", "coconut.report"], [str(REPOSITORY / "stages" / "report.py")]):
+        failed = run_in(tmp_path, *command)
+        assert failed.returncode == 1
+        assert "params.yaml: no such file; run from the repository's top folder" in failed.stderr
+        assert "Traceback" not in failed.stderr

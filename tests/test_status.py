@@ -1,0 +1,203 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import standin
+from coconut.status import Row, md5_as_dvc, render, stage_rows
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    root = standin.make_repository(tmp_path_factory.mktemp("finished") / "repository")
+    assert standin.run(root, "dvc", "repro").returncode == 0
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "repository"))
+
+
+def states(root: Path) -> dict[str, str]:
+    return {row.stage: row.state for row in stage_rows(root)}
+
+
+def details(root: Path) -> dict[str, str]:
+    return {row.stage: row.detail for row in stage_rows(root)}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_finished_pipeline_is_done(root):
+    assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "done"}
+
+
+def test_nothing_is_done_before_the_first_run(tmp_path):
+    root = standin.make_repository(tmp_path)
+    assert stage_rows(root) == [
+        Row("base", "to do", "never ran"),
+        Row("train@cot", "waiting", "for base"),
+        Row("train@latent_1", "waiting", "for train@cot"),
+        Row("train@no_cot", "waiting", "for base"),
+    ]
+
+
+def test_a_changed_parameter_makes_its_stage_out_of_date_and_the_next_wait(root):
+    replace(
+        root / "params.yaml", "latent_1: {parent: cot, num_updates: 20}", "latent_1: {parent: cot, num_updates: 21}"
+    )
+    assert states(root)["train@cot"] == "done"
+    assert details(root)["train@latent_1"] == "curriculum.latent_1 changed"
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 2.2e+01}")
+    assert details(root)["train@cot"] == "curriculum.cot changed"
+    assert details(root)["train@latent_1"] == "for train@cot"
+
+
+def test_a_value_written_differently_is_no_change(root):
+    replace(root / "params.yaml", "num_updates: 20", "num_updates: 2e+01  # the same\n   ")
+    assert set(states(root).values()) == {"done"}
+
+
+def test_changed_code_lost_outputs_and_a_changed_command_are_named(root):
+    (root / "outputs/no_cot").unlink()
+    assert details(root)["train@no_cot"] == "outputs/no_cot is gone"
+    replace(root / "dvc.yaml", "python stage.py base", "python  stage.py base")
+    with (root / "stage.py").open("a") as file:
+        file.write("\n")
+    assert details(root)["base"] == "cmd changed, stage.py changed"
+    assert details(root)["train@no_cot"] == "for base"
+
+
+def test_a_stage_that_dvc_ran_again_upstream_is_out_of_date_by_the_recorded_hashes(root):
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    lock["stages"]["base"]["outs"][0]["md5"] = "0" * 32
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert details(root) == {
+        "base": "",
+        "train@cot": "outputs/base changed",
+        "train@latent_1": "for train@cot",
+        "train@no_cot": "outputs/base changed",
+    }
+
+
+@pytest.mark.slow
+def test_a_stage_that_failed_shows_its_error_until_it_ran_well(root):
+    replace(root / "params.yaml", "num_updates: 20", "num_updates: 30")
+    standin.behave(root, {"train@cot": [{"fail_at": 24}]})
+    assert standin.run(root, "dvc", "repro", "train@cot").returncode != 0
+    row = next(row for row in stage_rows(root) if row.stage == "train@cot")
+    assert row == Row("train@cot", "failed", "train@cot: curriculum.train@cot: a loss that is not finite at update 24")
+    assert standin.run(root, "dvc", "repro", "train@cot").returncode == 0
+    assert states(root)["train@cot"] == "done"
+
+
+@pytest.mark.slow
+def test_a_killed_stage_shows_how_far_its_training_came(root):
+    replace(root / "params.yaml", "num_updates: 20", "num_updates: 40")
+    standin.behave(root, {"train@cot": [{"die_at": 10}]})
+    assert standin.run(root, "dvc", "repro", "train@cot").returncode != 0
+    row = next(row for row in stage_rows(root) if row.stage == "train@cot")
+    assert row.state == "interrupted"
+    assert row.detail.startswith("update 10 of 40 (25%), loss 0.1000, 0:00:0")
+
+
+@pytest.mark.slow
+def test_it_follows_a_running_dvc_repro_without_disturbing_it(root):
+    replace(root / "params.yaml", "num_updates: 20", "num_updates: 30")
+    standin.behave(root, {"train@cot": [{"nap": 0.2}]})
+    dvc = standin.start(root, "dvc", "repro")
+    seen = set()
+    while dvc.poll() is None:
+        status = standin.run(root, "coconut.status")
+        assert status.returncode == 0, status.stderr
+        seen |= {line.strip() for line in status.stdout.splitlines() if "running " in line}
+        time.sleep(0.1)
+    assert dvc.returncode == 0
+    assert any(
+        line.startswith("train@cot       running      update ") and " 0:00:01 left, 0:00:0" in line for line in seen
+    )
+    assert set(states(root).values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_a_trainer_in_another_work_tree_is_listed_as_an_experiment(root):
+    replace(root / "params.yaml", "num_updates: 20", "num_updates: 30")
+    standin.behave(root, {"train@cot": [{"nap": 0.2}]})
+    shutil.copytree(root, root / "elsewhere")
+    environment = standin.environment() | {"DVC_ROOT": str(root)}
+    trainer = subprocess.Popen([sys.executable, "stage.py", "train@cot"], cwd=root / "elsewhere", env=environment)
+    try:
+        deadline = time.monotonic() + 30
+        while len(rows := stage_rows(root)) == 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert rows[4].stage == "train@cot"
+        assert rows[4].state == "running"
+        assert rows[4].detail.startswith("experiment: ")
+    finally:
+        trainer.kill()
+        trainer.wait()
+
+
+@pytest.mark.parametrize("text", ["", "stages: [", '{"update": 1', "[]"])
+@pytest.mark.parametrize("name", ["dvc.lock", "progress.json", ".dvc/tmp/rwlock"])
+def test_a_file_caught_while_it_is_written_ends_nothing(root, name, text):
+    if name == "progress.json":
+        name = next((root / ".resume").glob("*/progress.json")).relative_to(root).as_posix()
+    (root / name).write_text(text)
+    assert len(stage_rows(root)) == 4
+
+
+def test_md5s_are_those_of_dvc_lock(tmp_path):
+    root = standin.make_repository(tmp_path)
+    (root / "data/deep/er").mkdir(parents=True)
+    for name, text in {"data/b.txt": "b", "data/a b.txt": "a", "data/deep/er/ä.txt": "\r\n", "data/B": ""}.items():
+        (root / name).write_text(text)
+    (root / "data/x.pyc").write_text("cache")
+    (root / ".dvcignore").write_text("__pycache__/\n*.pyc\n")
+    replace(root / "dvc.yaml", "deps: [stage.py]", "deps: [stage.py, data]")
+    assert standin.run(root, "dvc", "repro", "base").returncode == 0
+    deps = yaml.safe_load((root / "dvc.lock").read_text())["stages"]["base"]["deps"]
+    assert {dep["path"]: dep["md5"] for dep in deps} == {name: md5_as_dvc(root / name) for name in ("data", "stage.py")}
+    assert states(root)["base"] == "done"
+
+
+def test_a_cycle_is_an_error_not_an_endless_loop(root):
+    replace(root / "params.yaml", "latent_1: {parent: cot", "latent_1: {parent: latent_2")
+    replace(root / "params.yaml", "  no_cot: {parent: base", "  latent_2: {parent: latent_1")
+    with pytest.raises(ValueError, match=r"dvc\.yaml: a cycle among train@latent_1, train@latent_2"):
+        stage_rows(root)
+
+
+def test_the_table_is_plain_text():
+    rows = [Row("base", "done"), Row("train@cot", "running", "update 1 of 2"), Row("evaluate@cot", "waiting", "for x")]
+    assert render(rows) == (
+        "1 done, 1 running, 1 waiting\n\n"
+        "base          done\n"
+        "train@cot     running      update 1 of 2\n"
+        "evaluate@cot  waiting      for x\n"
+    )
+
+
+def test_outside_of_a_repository_there_is_one_line_and_exit_code_1(tmp_path):
+    status = standin.run(tmp_path, "coconut.status")
+    assert (status.returncode, status.stdout) == (1, "")
+    assert status.stderr == "status: params.yaml: no such file; run from the repository's top folder\n"
+
+
+def test_status_starts_without_torch():
+    code = "import sys, json, coconut.status; print(json.dumps([x for x in ('torch', 'dvc') if x in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
