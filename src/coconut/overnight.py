@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from coconut.dvc_lock import keep_record, mend
+from coconut.dvc_lock import keep_record, mend, paths_being_written
 from coconut.layout import OUTPUTS_DIR
 from coconut.repro_log import Outcome, ReproLog, describe_exit
 from coconut.status import stage_rows
@@ -134,6 +134,11 @@ class Night:
         for sentence in mend(self.root):
             self.journal.say(sentence)
         self.num_tries += 1
+        # While a stage's command runs, dvc holds no repository lock; if we took it then, that dvc could
+        # not get it back after the command and would fail.
+        if at_work := sorted(map(str, paths_being_written(self.root))):
+            self.journal.say(f"another dvc is at work, on {', '.join(at_work)}")
+            return 1, {}
         log = ReproLog(self.outcomes)
         exit_code = self._repro(log)
         log.close(exit_code, stopped_by=self.stopped_by)
