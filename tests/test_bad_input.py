@@ -297,6 +297,15 @@ def test_moments_that_are_not_whole_are_named(project: Path, damage: Callable[[b
     assert f"{CHECKPOINT}/optimizer.safetensors: " in stage(project, "train@latent_1").error
 
 
+def test_a_parents_trained_network_that_is_gone_is_named(project: Path) -> None:
+    """And not drawn afresh, which is right only after a parent that trained none."""
+    write_params(project, {"latent.thought": "projection"})
+    succeed(project, "train@cot")
+    (project / CHECKPOINT / "thought.safetensors").unlink()
+    message = f"{CHECKPOINT}/thought.safetensors: the weights of thought 'projection' cannot be read"
+    assert message in stage(project, "train@latent_1").error
+
+
 @pytest.mark.parametrize("name", ["train@latent_1", "evaluate@cot"])
 def test_a_checkpoint_that_is_gone_is_named(project: Path, name: str) -> None:
     shutil.rmtree(project / CHECKPOINT)

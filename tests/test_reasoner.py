@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loguru import logger
 
 from coconut import Example, Reasoner
 from coconut.data.tokenizer import build_word_tokenizer
@@ -44,6 +45,16 @@ def test_every_question_gets_a_solution_with_the_asked_number_of_thoughts(folder
     ]
     with pytest.raises(ValueError, match="num_thoughts: found -1, wanted at least 0"):
         reasoner.solve(questions, -1)
+
+
+def test_a_word_that_the_model_never_saw_is_said(folder: Path) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        open_plain(folder).solve(["1 + 2 + 3 ?", "1 + 2 + 17 ?"], max_new_tokens=1)
+    finally:
+        logger.remove(sink)
+    assert [line.strip() for line in lines] == ["'1 + 2 + 17 ?': '17' is unknown to the model's tokenizer"]
 
 
 def test_markers_that_the_vocabulary_holds_are_kept(folder: Path) -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.config import LatentConfig
 from coconut.data.collator import collate
-from coconut.data.encoding import encode_example, encode_question
+from coconut.data.encoding import encode_example, encode_question, find_unknown_word, tokenize_texts
 from coconut.data.examples import MARKERS, Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
@@ -122,6 +123,10 @@ class Reasoner:
             batch_size=batch_size,
         )
         ids = [encode_question(self.tokenizer, question, self.meta.prompt) for question in questions]
+        for question, words in zip(questions, tokenize_texts(self.tokenizer, questions), strict=True):
+            word = find_unknown_word(self.tokenizer, words, question)
+            if word is not None:
+                logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
         rows = evaluator.decode([build_prompt(row, plan=plan, markers=self.markers) for row in ids])
         texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
         return [

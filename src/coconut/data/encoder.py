@@ -21,6 +21,7 @@ from coconut.data.encoding import (
     encode_texts,
     example_texts,
     find_special_tokens,
+    find_unknown_word,
     tokenize_texts,
 )
 from coconut.data.examples import Example, read_examples
@@ -196,7 +197,7 @@ def _encode_rows(examples: Sequence[Example], indices: Sequence[int], job: Job) 
         ],
         "joined_differs": [joined != whole for joined, whole in zip(joined_ids, whole_ids, strict=True)],
         "special": find_special_tokens(tokenizer, examples),
-        "unknown": [_unknown_word(tokenizer, *pair) for pair in zip(joined_ids, whole_texts, strict=True)],
+        "unknown": [find_unknown_word(tokenizer, *pair) for pair in zip(joined_ids, whole_texts, strict=True)],
     }
 
 
@@ -211,18 +212,6 @@ def _joined(row: EncodedExample) -> list[int]:
 
 def _without_space(text: str) -> str:
     return "".join(text.split())
-
-
-def _unknown_word(tokenizer: Any, ids: list[int], text: str) -> str | None:
-    """The first word that became the unknown token, if any did.
-
-    A text may spell that token out (GPT-2's is `<|endoftext|>`): then it is known.
-    """
-    unknown_id = tokenizer.unk_token_id
-    if unknown_id is None or ids.count(unknown_id) <= text.count(tokenizer.unk_token):
-        return None
-    words = (word for word in text.split() if tokenizer.unk_token not in word)
-    return next((word for word in words if unknown_id in tokenize_texts(tokenizer, [word])[0]), text)
 
 
 def longest_view(row: EncodedExample, job: Job) -> int:

@@ -122,6 +122,18 @@ def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
     return ids
 
 
+def find_unknown_word(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> str | None:
+    """The first word of `text`, encoded as `ids`, that became the unknown token, if any did.
+
+    A text may spell that token out (GPT-2's is `<|endoftext|>`): then it is known.
+    """
+    unknown_id = tokenizer.unk_token_id
+    if unknown_id is None or ids.count(unknown_id) <= text.count(tokenizer.unk_token):
+        return None
+    words = (word for word in text.split() if tokenizer.unk_token not in word)
+    return next((word for word in words if unknown_id in tokenize_texts(tokenizer, [word])[0]), text)
+
+
 def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     """The begin-of-text token, if the tokenizer opens texts with one; a chat template writes its own."""
     if prompt == "chat" or tokenizer.bos_token_id is None:

@@ -26,6 +26,7 @@ from coconut.model.base import META_FILE, load_checkpoint, save_checkpoint
 from coconut.model.feedback import load_feedback, save_feedback
 from coconut.model.meta import CheckpointMeta
 from coconut.runtime import build_accelerator
+from coconut.thought import parse_thought
 from coconut.training.fingerprint import StageInputs
 from coconut.training.guard import check_free_space, stop_on_signals
 from coconut.training.loop import Score, Stopped, Trainer, write_history
@@ -58,7 +59,7 @@ def train_entry(params: Params, name: str) -> None:
     model, tokenizer, meta = load_checkpoint(parent_dir, device=str(accelerator.device), dtype=_dtype(entry))
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{parent_dir / META_FILE}: no such file, but {entry.parent} was trained; {_RESTORE}")
-    trainer = build_trainer(params, entry, accelerator, model, tokenizer)
+    trainer = build_trainer(params, entry, accelerator, model, tokenizer, meta)
     trainer.removed_before = 0 if meta is None else meta.num_removed_tokens
     if not entry.train.reset_optimizer:
         _take_over_optimizer(trainer, params)
@@ -93,14 +94,21 @@ def build_trainer(
     accelerator: Accelerator,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    parent: CheckpointMeta | None,
 ) -> Trainer:
-    """Put together the parent's model, the encoded data and the validation of an entry."""
+    """Put together the parent's model, the encoded data and the validation of an entry.
+
+    Args:
+        parent: None for the base model.
+    """
+    # Of a parent that trained a network of its own, fresh weights in its place would be a silent loss.
+    parent_has_weights = parent is not None and parse_thought(parent.thought).finish == "projection"
     feedback = load_feedback(
         checkpoint_dir(entry.parent),
         entry.latent.thought,
         model,
         parallel_iterations=entry.latent.parallel_iterations,
-        seed=params.seed,
+        seed=None if parent_has_weights else params.seed,
     )
     markers = MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS)))
     evaluator = Evaluator(
