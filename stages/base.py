@@ -1,11 +1,15 @@
 """Pipeline stage `base`: the model every curriculum starts from, with the markers in its vocabulary."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+if __name__ == "__main__":
+    gc.disable()  # As in train.py.
 
 from coconut.config import BASE, load_params
 from coconut.data.examples import Example, read_examples
@@ -26,4 +30,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     run_stage(main, "base")

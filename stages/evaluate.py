@@ -1,6 +1,7 @@
 """Pipeline stage evaluate@ENTRY: outputs/ENTRY/checkpoint -> outputs/ENTRY/{metrics.json, predictions.jsonl}."""
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from coconut.training.guard import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()
+    gc.disable()  # As in train.py.
 
 from coconut.config import load_params
 from coconut.evaluation.entry import evaluate_entry
@@ -22,6 +24,8 @@ def main(entry_name: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # What was imported stays, and need not be looked at again.
+    gc.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml, or base")
     entry_name = parser.parse_args().entry

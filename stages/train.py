@@ -1,6 +1,7 @@
 """Pipeline stage train@ENTRY: the parent's checkpoint -> outputs/ENTRY/{checkpoint, history.csv, train.json}."""
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from coconut.training.guard import die_with_parent
 if __name__ == "__main__":
     # First of all: the imports below take seconds, in which `dvc` may be killed.
     die_with_parent()
+    gc.disable()  # A quarter of the imports' time would go into looking for garbage where there is none.
 
 from coconut.config import load_params
 from coconut.runtime import run_stage
@@ -23,6 +25,8 @@ def main(entry_name: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # What was imported stays, and need not be looked at again.
+    gc.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml")
     entry_name = parser.parse_args().entry
