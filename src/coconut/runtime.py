@@ -93,9 +93,7 @@ def log_sinks(name: str) -> Iterator[None]:
         LOG_DIR.mkdir(parents=True, exist_ok=True)
         log_path = LOG_DIR / f"{name.replace('@', '-')}.log"
         # diagnose=False: values of variables may hold data, and do not belong into a log.
-        logger.add(
-            log_path, format="{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}", level="DEBUG", diagnose=False
-        )
+        logger.add(log_path, format=_DATED_LINE, level="DEBUG", diagnose=False)
     except OSError as error:
         logger.warning("{}: no log file: {}", LOG_DIR, error)
     yield
