@@ -1,5 +1,7 @@
+import errno
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,10 +15,13 @@ import pytest
 import yaml
 
 import standin
-from coconut.dvc_lock import is_whole_record, keep_record
+from coconut import overnight
+from coconut.dvc_lock import is_whole_record, keep_record, mend
 from coconut.overnight import Night, Patience
 from coconut.repro_log import Outcome, ReproLog
-from coconut.training.resume import last_update
+from coconut.training import resume
+from coconut.training.guard import check_free_space
+from coconut.training.resume import ResumeStore, last_update, try_lock
 
 pytestmark = [
     pytest.mark.slow,
@@ -290,6 +295,164 @@ def test_the_night_keeps_a_copy_of_dvc_lock_at_the_start_of_each_stage(root):
     assert list(yaml.safe_load((root / ".dvc/tmp/dvc.lock.whole").read_text())["stages"]) == ["base"]
 
 
+@pytest.mark.parametrize("name", ["dvc.lock", ".dvc/tmp/rwlock"])
+def test_what_plain_dvc_cannot_survive_make_repro_does(done_root, name):
+    (done_root / name).write_text('{"write": {')
+    assert standin.run(done_root, "dvc", "repro").returncode != 0
+    shutil.copy(Path(__file__).parents[1] / "Makefile", done_root)
+    for needed in ("stages/params.py", "requirements.lock", "pyproject.toml", ".venv/.installed"):
+        (done_root / needed).parent.mkdir(exist_ok=True)
+        (done_root / needed).touch()
+    make = subprocess.run(
+        ["make", "repro"], cwd=done_root, env=standin.environment(), capture_output=True, text=True, check=False
+    )
+    assert make.returncode == 0, make.stdout + make.stderr
+    assert "torn by a kill" in make.stdout
+    assert "coconut.dvc_lock" not in make.stdout
+    assert is_whole_record((done_root / "dvc.lock").read_bytes())
+
+
+def test_by_hand_it_says_what_it_mended_and_nothing_where_there_is_nothing(tmp_path):
+    assert said_by_hand(tmp_path) == (0, "", "")
+    path = torn_rwlock(tmp_path)
+    assert said_by_hand(tmp_path) == (0, ".dvc/tmp/rwlock: torn by a kill, and no dvc runs here; removed\n", "")
+    assert said_by_hand(tmp_path) == (0, "", "")
+    (path.parent / "rwlock.lock").unlink()
+    (path.parent / "rwlock.lock").mkdir()
+    exit_code, output, errors = said_by_hand(tmp_path)
+    assert (exit_code, output) == (1, "")
+    assert "rwlock.lock': what a killed dvc left in .dvc/tmp is not mended; make room on the disk" in errors
+
+
+def said_by_hand(root: Path) -> tuple[int, str, str]:
+    done = standin.run(root, "coconut.dvc_lock")
+    return done.returncode, done.stdout, done.stderr
+
+
+def torn_rwlock(root: Path) -> Path:
+    path = root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"write": {')
+    return path
+
+
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("command", "is_dvc"),
+    [
+        ("tail -f dvc.yaml", False),
+        ("{python} of-dvc.py", False),
+        ("my-dvc/python other.py", False),
+        ("{python} other.py dvc", False),
+        ("{python} -m other dvc", False),
+        ("bin/dvc repro", True),
+        ("{python} -u bin/dvc repro", True),
+        ("{python} -X dev -m dvc repro", True),
+        ("{python} -um dvc repro", True),
+        ("{python} dvc/__main__.py repro", True),
+    ],
+)
+def test_only_a_process_that_runs_dvc_keeps_a_torn_file_from_being_mended(tmp_path, command, is_dvc):
+    for name in ("of-dvc.py", "other.py", "bin/dvc", "dvc/__main__.py", "dvc.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"#!{sys.executable}\n{SLEEP}\n")
+    (tmp_path / "dvc/__init__.py").touch()
+    (tmp_path / "bin/dvc").chmod(0o755)
+    (tmp_path / "my-dvc").mkdir()
+    (tmp_path / "my-dvc/python").symlink_to(sys.executable)
+    path = torn_rwlock(tmp_path)
+    words = command.format(python=sys.executable).split()
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, env=standin.environment())
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (sentence,) = mend(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    assert path.exists() == is_dvc
+    assert (f"dvc runs here (pid {process.pid})" in sentence) == is_dvc
+
+
+def test_neither_a_torn_copy_nor_a_half_written_one_takes_the_place_of_dvc_lock(done_root):
+    lock, copy = done_root / "dvc.lock", done_root / ".dvc/tmp/dvc.lock.whole"
+    whole = lock.read_bytes()
+    copy.with_name("dvc.lock.whole.tmp").write_bytes(whole[:100])
+    lock.write_bytes(whole[:100])
+    copy.write_bytes(whole[:50])
+    (sentence,) = mend(done_root)
+    assert "there is no copy of a whole one" in sentence
+    assert not lock.exists()
+    lock.write_bytes(whole)
+    keep_record(done_root)
+    lock.write_bytes(whole[:100])
+    (sentence,) = mend(done_root)
+    assert "the last whole one is back" in sentence
+    assert lock.read_bytes() == whole
+
+
+def test_what_a_full_disk_took_of_a_copy_is_removed_and_the_copy_before_it_stays(done_root):
+    copy, temporary = (done_root / ".dvc/tmp" / name for name in ("dvc.lock.whole", "dvc.lock.whole.tmp"))
+    copy.write_text("the copy before")
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*dvc\.lock\.whole'"):
+        keep_record(done_root)
+    assert copy.read_text() == "the copy before"
+    assert not temporary.is_symlink()
+
+
+def test_a_disk_that_fills_up_costs_the_copy_of_dvc_lock_and_not_the_night(root):
+    tmp = root / ".dvc/tmp"
+    tmp.mkdir(exist_ok=True)
+    (tmp / "dvc.lock.whole.tmp").symlink_to("/dev/full")
+    night = standin.run(root, "coconut.overnight")
+    assert night.returncode == 0, night.stdout + night.stderr
+    assert {result for result, _ in summary(night.stdout).values()} == {"ran"}
+    assert "No space left on device: '.dvc/tmp/dvc.lock.whole': no copy of dvc.lock was kept" in night.stdout
+    assert ", 1 try\n" in night.stdout
+
+
+def test_a_full_disk_puts_off_what_there_is_to_mend(root):
+    tmp = root / ".dvc/tmp"
+    tmp.mkdir(exist_ok=True)
+    stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    (tmp / "rwlock").write_text(rwlock(root, stranger.pid, "/usr/bin/dvc repro -k"))
+    (tmp / "rwlock.tmp").symlink_to("/dev/full")
+    night = standin.run(root, "coconut.overnight", "--pause-s", "0.1", "base")
+    stranger.kill()
+    stranger.wait()
+    assert night.returncode == 0, night.stdout + night.stderr
+    assert "No space left on device: '.dvc/tmp/rwlock': what a killed dvc may have left is not mended" in night.stdout
+    assert summary(night.stdout)["base"] == ("ran", "")
+    assert ", 2 tries\n" in night.stdout
+
+
+def test_on_a_disk_without_any_room_the_night_still_ends_with_its_tries_and_a_summary(root):
+    def allow_no_byte() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    night = standin.run(root, "coconut.overnight", "--pause-s", "0.1", "--tries", "3", preexec_fn=allow_no_byte)
+    assert night.returncode == 1
+    assert summary(night.stdout).keys() == {"base", "train@cot", "train@latent_1", "train@no_cot"}
+    assert "trying again in" in night.stdout
+
+
+def test_the_summary_is_printed_whatever_ends_the_night(root, monkeypatch, capsys):
+    def fail(_night: Night, _patience: Patience) -> int:
+        raise OSError(errno.EAGAIN, "no process to be had")
+
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["overnight"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Night, "run", fail)
+    assert overnight.main() == 1
+    output, errors = capsys.readouterr()
+    assert summary(output)["base"] == ("not run", "")
+    assert "no process to be had" in errors
+
+
 def test_a_dvc_lock_is_whole_with_its_last_byte_only(done_root):
     whole = (done_root / "dvc.lock").read_bytes()
     assert is_whole_record(whole)
@@ -401,13 +564,66 @@ def test_a_stage_that_dvc_itself_fails_is_named_with_dvcs_warning():
     assert busy.own_errors() == {}
 
 
+class FakeJournal:
+    path = Path("journal")
+
+    def say(self, message: str) -> None:
+        pass
+
+
+def complaints_of_what_may_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """In the words of those who make them."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="wanted") as no_room:
+        check_free_space({folder: 10**18})
+    monkeypatch.setattr(resume, "LOCK_WAIT_S", 0.0)
+    held = try_lock(folder / ".resume/train@cot-0123456789abcdef")
+    assert held is not None
+    with held, pytest.raises(OSError, match="two must never") as in_use:
+        ResumeStore.open("train@cot", "0123456789abcdef", folder).__enter__()
+    store = ResumeStore(folder, "train@cot", "0123456789abcdef")
+    return {
+        "system": f"outputs/cot/history.csv: {full.strerror}; make room on its disk",
+        "before": str(no_room.value),
+        "state": store._complaint(OSError(errno.EFBIG, "File too large")),
+        "in use": str(in_use.value),
+    }
+
+
+@pytest.mark.parametrize("name", ["system", "before", "state", "in use"])
+def test_what_may_pass_is_tried_again_with_all_the_patience_there_is(root, monkeypatch, name):
+    complaint = complaints_of_what_may_pass(root, monkeypatch)[name]
+
+    def repro(log: ReproLog) -> int:
+        log.read("Running stage 'train@cot':")
+        log.read(f"03:00:00 | ERROR   | train@cot: {complaint}")
+        log.read("WARNING: failed to run: python stages/train.py cot, exited with 1")
+        log.read("ERROR: failed to reproduce 'train@cot'")
+        return 255
+
+    monkeypatch.chdir(root)
+    night = Night(Path(), [], FakeJournal())
+    monkeypatch.setattr(night, "_repro", repro)
+    monkeypatch.setattr(night, "_sleep", lambda _seconds: None)
+    assert night.run(Patience(5, 10.0)) == 1
+    assert night.num_tries == 5
+    assert night.outcomes["train@cot"].reason == f"train@cot: {complaint}"
+
+
+def test_dvcs_own_full_disk_may_pass_but_a_failed_stage_stays_failed_when_the_night_is_stopped():
+    log = ReproLog(["train@cot"])
+    log.read("ERROR: unexpected error - [Errno 28] No space left on device")
+    log.close(255)
+    assert log.own_errors() == {}
+    stopped = ReproLog(["train@cot"])
+    stopped.read("Running stage 'train@cot':")
+    stopped.read("03:00:00 | ERROR   | train@cot: x: No space left on device")
+    stopped.read("WARNING: failed to run: python stages/train.py cot, exited with 1")
+    stopped.close(255, stopped_by=signal.SIGTERM)
+    assert stopped.outcomes["train@cot"].result == "failed"
+
+
 def test_pauses_grow_while_tries_lead_nowhere(root, monkeypatch):
-    class FakeJournal:
-        path = Path("journal")
-
-        def say(self, message: str) -> None:
-            pass
-
     monkeypatch.chdir(root)
     night = Night(Path(), [], FakeJournal())
     pauses: list[float] = []

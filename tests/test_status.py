@@ -1,8 +1,11 @@
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 
 import standin
 from coconut.status import Row, md5_as_dvc, render, stage_rows
+from coconut.training.resume import try_lock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
 
@@ -158,6 +162,99 @@ def test_a_file_caught_while_it_is_written_ends_nothing(root, name, text):
         name = next((root / ".resume").glob("*/progress.json")).relative_to(root).as_posix()
     (root / name).write_text(text)
     assert len(stage_rows(root)) == 4
+
+
+def damaged(whole: bytes, places: range) -> Iterator[bytes]:
+    """`whole` cut, or with one bit flipped, at each place; the bit is another one from place to place."""
+    for place in places:
+        yield whole[:place]
+        yield whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 29], ids=["each byte", "every 29th byte"])
+def test_any_damage_of_dvc_lock_gives_a_table(root, step):
+    lock = root / "dvc.lock"
+    whole = lock.read_bytes()
+    for content in damaged(whole, range(0, len(whole), step)):
+        lock.write_bytes(content)
+        assert len(render(stage_rows(root)).splitlines()) == 6, content
+
+
+@pytest.mark.parametrize("text", ["stages:\n", "stages: 1\n", "stages:\n  base:\n", "stages: [base, train@cot]\n"])
+def test_a_dvc_lock_that_ends_early_gives_a_table(root, text):
+    (root / "dvc.lock").write_text(text)
+    assert states(root)["train@cot"] == "waiting"
+
+
+def test_a_damaged_record_is_named_and_the_others_count(root):
+    replace(root / "dvc.lock", "    cmd: python stage.py train@no_cot", "    cme: python stage.py train@no_cot")
+    assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "to do"}
+    assert details(root)["train@no_cot"] == "its record in dvc.lock is damaged"
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["running", "interrupted"])
+@pytest.mark.parametrize("bit", [4, *(pytest.param(bit, marks=pytest.mark.slow) for bit in (0, 1, 2, 3, 5, 6, 7))])
+def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
+    (folder,) = (root / ".resume").glob("train@cot-*")
+    progress = json.loads((folder / "progress.json").read_text())
+    progress |= {"num_updates": 40, "resumed_from": 12, "pid": os.getpid()}
+    whole = json.dumps(progress).encode()
+    (folder / "progress.json").write_bytes(whole)
+    lock = try_lock(folder)
+    assert lock is not None
+    if not is_held:
+        lock.close()
+    rows = stage_rows(root)
+    assert any(", 0:00:01 left, resumed at update 12, " in row.detail for row in rows)
+    for place in range(len(whole)):
+        flipped = whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
+        for content in (flipped, whole[:place]) if bit == 0 else (flipped,):
+            (folder / "progress.json").write_bytes(content)
+            assert len(render(stage_rows(root)).splitlines()) == 2 + len(rows), content
+    lock.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("time", 1e17),
+        ("time", 10**400),
+        ("eta_s", float("nan")),
+        ("eta_s", "1.0"),
+        ("pid", 10**11),
+        ("pid", 1.5),
+        ("loss", 10**400),
+        ("loss", None),
+        ("update", [1]),
+    ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_a_progress_that_no_trainer_writes_counts_as_none(root, name, value):
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
+    (path,) = (root / ".resume").glob("train@cot-*/progress.json")
+    progress = json.loads(path.read_text()) | {"num_updates": 40}
+    path.write_text(json.dumps(progress))
+    assert states(root)["train@cot"] == "interrupted"
+    path.write_text(json.dumps(progress | {name: value}))
+    assert states(root)["train@cot"] == "to do"
+
+
+def test_a_folder_whose_lock_cannot_be_opened_counts_as_free(root):
+    """As that of another user; a folder in its place stops even root."""
+    for folder in (root / ".resume").iterdir():
+        (folder / "lock").unlink()
+        (folder / "lock").mkdir()
+    assert set(states(root).values()) == {"done"}
+
+
+def test_a_lock_that_another_one_looks_at_is_not_in_use_and_none_is_made(root):
+    (first, second, _) = sorted((root / ".resume").iterdir())
+    (second / "lock").unlink()
+    with (first / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert set(states(root).values()) == {"done"}
+    assert not (second / "lock").exists()
 
 
 def test_md5s_are_those_of_dvc_lock(tmp_path):

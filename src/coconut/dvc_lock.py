@@ -7,12 +7,17 @@ judged and changed under DVC's own guard, `rwlock.lock`.
 DVC writes both files in place, so a kill can tear them. With a torn `dvc.lock` it refuses to work or,
 where what is left happens to be YAML, runs finished stages again. So a copy is kept of the last whole
 one; what it lacks DVC takes from its run cache, in seconds.
+
+`make repro` calls this before `dvc repro`, and `make overnight` before every try; by hand it is
+`python -m coconut.dvc_lock`.
 """
 
+import argparse
 import contextlib
 import fcntl
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,19 +33,28 @@ _CLOCK_SLACK_S = 60.0
 """A process that started this much after the file was last written cannot be the writer."""
 
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+_MODULE_OPTION = re.compile(r"-[bBdEiIOPqsSuvx]*m(.*)")
+_OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 Entries = dict[str, dict[str, Any]]
 
 
 def paths_being_written(root: Path) -> set[Path]:
-    """Outputs that a living `dvc` works on now. Takes no lock; empty when the file is torn."""
-    entries = _read(root / _RWLOCK) or {}
+    """Outputs that a living `dvc` works on now. Takes no lock; empty when the file is torn, or not ours to read."""
+    try:
+        entries = _read(root / _RWLOCK) or {}
+    except OSError:
+        return set()
     write = entries.get("write", {})
     return {Path(path) for path, info in write.items() if _is_alive(info, root)}
 
 
 def mend(root: Path) -> list[str]:
-    """Remove what a killed `dvc` left and no living one holds; say in sentences what was done."""
+    """Remove what a killed `dvc` left and no living one holds; say in sentences what was done.
+
+    Raises:
+        OSError: the disk is full, or the files are somebody else's. They are as they were.
+    """
     if not (root / ".dvc/tmp").exists():
         return []
     with _guard(root) as is_ours:
@@ -56,20 +70,34 @@ def _clear_stale_entries(root: Path) -> list[str]:
         return [_remove_torn(path, root)]
     kept, dropped = _sort_out(entries, root)
     if dropped:
-        temporary = path.with_name("rwlock.tmp")
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(path)
+        _replace(path, json.dumps(kept).encode())
     return [f"{path}: removed the locks of {holder}, which is no more" for holder in dropped]
 
 
 def keep_record(root: Path) -> None:
-    """Keep a copy of `dvc.lock`, unless it is torn or being written."""
+    """Keep a copy of `dvc.lock`, unless it is torn or being written.
+
+    Raises:
+        OSError: the disk is full, say. The copy before it is as it was.
+    """
     path, copy = root / "dvc.lock", root / _WHOLE_RECORD
     content = path.read_bytes() if path.exists() else b""
     if is_whole_record(content):
-        temporary = copy.with_suffix(".tmp")
+        _replace(copy, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put `content` in place of a file, all of it or nothing."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
         temporary.write_bytes(content)
-        temporary.replace(copy)
+        temporary.replace(path)
+    except OSError as error:
+        # What a full disk took of it would only take up room there.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        # Writing to a full disk is an error that names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace_torn_record(root: Path) -> list[str]:
@@ -77,9 +105,12 @@ def _replace_torn_record(root: Path) -> list[str]:
     if not path.exists() or is_whole_record(path.read_bytes()) or _find_dvc_here(root) is not None:
         return []
     path.replace(aside)
-    if copy.exists():
+    back = "there is no copy of a whole one"
+    # A copy that went to the disk as the power failed can be torn, too.
+    if copy.exists() and is_whole_record(copy.read_bytes()):
         copy.replace(path)
-    return [f"{path}: torn by a kill; moved to {aside}, the last whole one is back, the rest is in DVC's run cache"]
+        back = "the last whole one is back"
+    return [f"{path}: torn by a kill; moved to {aside}, {back}, the rest is in DVC's run cache"]
 
 
 def is_whole_record(content: bytes) -> bool:
@@ -93,7 +124,7 @@ def is_whole_record(content: bytes) -> bool:
         stages = yaml.safe_load(content)["stages"].values()
         files = [file for stage in stages for key in ("deps", "outs") for file in stage.get(key, [])]
         is_complete = all(stage["cmd"] for stage in stages) and all(_MD5.fullmatch(file["md5"]) for file in files)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):
         return False
     return is_complete and content.endswith(b"\n")
 
@@ -111,7 +142,7 @@ def _read(path: Path) -> Entries | None:
     try:
         entries = json.loads(path.read_bytes())
         for info in _infos(entries):
-            if not isinstance(info["pid"], int) or not isinstance(info["cmd"], str):
+            if not isinstance(info["pid"], int) or info["pid"] < 0 or not isinstance(info["cmd"], str):
                 return None
     except FileNotFoundError:
         return {}
@@ -160,12 +191,41 @@ def _find_dvc_here(root: Path) -> int | None:
 
 def _is_dvc_here(process: psutil.Process, root: Path) -> bool:
     try:
-        runs_dvc = any("dvc" in word for word in process.cmdline()[:3])
         return (
-            runs_dvc and process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(root.resolve())
+            _runs_dvc(process.cmdline())
+            and process.status() != psutil.STATUS_ZOMBIE
+            and Path(process.cwd()).is_relative_to(root.resolve())
         )
     except (psutil.Error, OSError):
         return False
+
+
+def _runs_dvc(words: list[str]) -> bool:
+    """Whether a command line is that of `dvc`, and not of what merely names it.
+
+    >>> [_runs_dvc(line.split()) for line in ("dvc repro", "python3 -u /x/bin/dvc repro", "python -m dvc repro")]
+    [True, True, True]
+    >>> [_runs_dvc(line.split()) for line in ("tail -f dvc.yaml", "vim dvc", "/dvc/bin/python stage.py dvc")]
+    [False, False, False]
+    """
+    program, *rest = words or [""]
+    if Path(program).name == "dvc":
+        return True
+    return Path(program).name.lower().startswith(("python", "pypy")) and _is_script_dvc(rest)
+
+
+def _is_script_dvc(words: list[str]) -> bool:
+    """Whether an interpreter with these arguments runs `dvc`."""
+    rest = iter(words)
+    for word in rest:
+        if match := _MODULE_OPTION.fullmatch(word):
+            return (match[1] or next(rest, "")) == "dvc"
+        if word in _OPTIONS_WITH_VALUE:
+            next(rest, None)
+        elif word == "-c" or not word.startswith("-"):
+            # `python -m dvc` may be called by its file, too.
+            return Path(word).name == "dvc" or Path(word).parts[-2:] == ("dvc", "__main__.py")
+    return False
 
 
 @contextlib.contextmanager
@@ -184,3 +244,28 @@ def _guard(root: Path) -> Iterator[bool]:
             else:
                 yield True
             return
+
+
+def main() -> int:
+    """Mend, and say what was done: nothing, where nothing was."""
+    parser = argparse.ArgumentParser(
+        prog="python -m coconut.dvc_lock",
+        description="Mend what a killed `dvc` left behind: locks of processes that are no more, and a torn rwlock or"
+        " dvc.lock. What a living dvc holds stays as it is. Says what it did, or nothing.",
+        epilog="Exit code: 0 dvc can go on, or another dvc is at work; 1 the files cannot be changed.",
+    )
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository's top folder (default: this one)")
+    root = parser.parse_args().root
+    try:
+        sys.stdout.writelines(f"{sentence}\n" for sentence in mend(root))
+    except OSError as error:
+        sys.stderr.write(
+            f"dvc_lock: {error}: what a killed dvc left in {root / '.dvc/tmp'} is not mended;"
+            " make room on the disk, or mend the permissions, and start again\n"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

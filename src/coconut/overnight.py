@@ -2,7 +2,8 @@
 
 One owner per repository. It clears what a killed `dvc` left locked, runs `dvc repro -k`, and runs it
 again with growing pauses while that leads anywhere; training goes on from its last saved state. A
-stage that fails twice with the same error of its own is not tried again. SIGTERM, SIGINT and SIGHUP
+stage that fails twice with the same error of its own is not tried again, unless waiting may help: a
+full disk, a folder in use. SIGTERM, SIGINT and SIGHUP
 are passed on, so that the trainer saves its state and everything ends within 30 s.
 """
 
@@ -131,8 +132,7 @@ class Night:
         Returns:
             (exit code, the errors that would come again; empty if there is hope).
         """
-        for sentence in mend(self.root):
-            self.journal.say(sentence)
+        self._mend()
         self.num_tries += 1
         # While a stage's command runs, dvc holds no repository lock; if we took it then, that dvc could
         # not get it back after the command and would fail.
@@ -146,6 +146,20 @@ class Night:
         if exit_code < 0:
             self.journal.say(f"dvc {describe_exit(exit_code)}")
         return exit_code, log.own_errors()
+
+    def _mend(self) -> None:
+        try:
+            for sentence in mend(self.root):
+                self.journal.say(sentence)
+        except OSError as error:
+            self.journal.say(f"{error}: what a killed dvc may have left is not mended; going on, dvc may refuse to")
+
+    def _keep_record(self) -> None:
+        try:
+            keep_record(self.root)
+        except OSError as error:
+            # The copy only saves time after a kill: the stages are worth more.
+            self.journal.say(f"{error}: no copy of dvc.lock was kept, the one before it stays; make room on the disk")
 
     def _repro(self, log: ReproLog) -> int:
         command = [sys.executable, "-m", "dvc", "repro", "--keep-going", *self.targets]
@@ -171,7 +185,7 @@ class Night:
             for line in dvc.stdout:
                 self.journal.write(line.rstrip("\n"))
                 if log.read(line.rstrip("\n")):
-                    keep_record(self.root)
+                    self._keep_record()
         self._signal_group(signal.SIGKILL)
         self._dvc = None
         return dvc.returncode
@@ -183,8 +197,9 @@ class Night:
 
     def _progress(self) -> object:
         """Something that differs after a try that finished a stage, or brought its training forward."""
-        lock_path = self.root / "dvc.lock"
-        finished = hashlib.sha256(lock_path.read_bytes()).hexdigest() if lock_path.exists() else ""
+        finished = ""
+        with contextlib.suppress(OSError):  # There is none before the first stage has ended.
+            finished = hashlib.sha256((self.root / "dvc.lock").read_bytes()).hexdigest()
         folders = resume_dir(self.root).glob("*")
         return finished, {folder.name: last_update(folder) for folder in folders}
 
@@ -246,8 +261,10 @@ def owned(root: Path) -> Iterator[None]:
                 " `python -m coconut.status` shows where it is; wait for it, or end it with SIGTERM"
             ) from None
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        # Only for the message above: on a full disk the lock is held without it. Past the buffer, which
+        # would try once more, and fail, when the night is over.
+        with contextlib.suppress(OSError):
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 
@@ -293,9 +310,10 @@ def main() -> int:
                 # What was ignored (`nohup`) stays ignored.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, night.stop)
-            exit_code = night.run(Patience(arguments.tries, arguments.pause_s))
-            journal.write("\n" + night.summary())
-            return exit_code
+            try:
+                return night.run(Patience(arguments.tries, arguments.pause_s))
+            finally:  # Whatever ended the night: what it brought is worth knowing.
+                journal.write("\n" + night.summary())
     except (ValueError, OSError) as error:
         sys.stderr.write(f"overnight: {error}\n")
         return 1

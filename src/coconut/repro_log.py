@@ -15,6 +15,12 @@ _NOT_REPRODUCED = re.compile(r"ERROR: failed to reproduce(?: stages:)? (.*)")
 _DVC_WARNING = re.compile(r"WARNING: (.*)")
 _DVC_ERROR = re.compile(r"ERROR: (.*)")
 _BUSY = re.compile(r".*(Unable to acquire lock|is busy, it is being blocked).*")
+# What time, or somebody who makes room, can cure; the words are those of the system, of DVC, and of
+# `ResumeStore` and `check_free_space`.
+_MAY_PASS = re.compile(
+    r"Unable to acquire lock|is busy, it is being blocked|in use by another trainer for the last"
+    r"|No space left on device|Disk quota exceeded|MB free on its disk|MB free\)"
+)
 _STAGE_ERROR = re.compile(r"[0-9: ]+ \| ERROR +\| (.*)")
 _RESUMED = re.compile(r"[0-9: ]+ \| INFO +\| [^ ]+: resumed at update (\d+) .*")
 _DONE = ("ran", "resumed", "restored")
@@ -32,8 +38,13 @@ class Outcome:
 
     @property
     def is_own_error(self) -> bool:
-        """Whether the stage failed by itself, so that the same run would fail again; not by a signal."""
+        """Whether the stage failed by itself, not by a signal."""
         return self.result == "failed" and 0 < self.exit_code < 128
+
+    @property
+    def would_come_again(self) -> bool:
+        """Whether the same run would fail again, however long one waits."""
+        return self.is_own_error and not _MAY_PASS.search(self.reason)
 
     def then(self, later: "Outcome") -> "Outcome":
         """Join with the outcome of a later try."""
@@ -102,7 +113,7 @@ class ReproLog:
     def own_errors(self) -> dict[str, str]:
         """What failed and why, if all of it would fail again; empty if any of it may pass next time."""
         failures = self.failures()
-        if _BUSY.fullmatch(self.dvc_error) or not all(outcome.is_own_error for outcome in failures.values()):
+        if _MAY_PASS.search(self.dvc_error) or not all(outcome.would_come_again for outcome in failures.values()):
             return {}
         errors = {name: outcome.reason for name, outcome in failures.items()}
         return errors | ({"dvc": self.dvc_error} if self.dvc_error else {})

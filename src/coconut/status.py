@@ -5,6 +5,7 @@ locks, so that it works beside a running `dvc repro`.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import re
@@ -22,7 +23,12 @@ import yaml
 from coconut.dvc_lock import paths_being_written
 from coconut.layout import LOG_DIR
 from coconut.training.fingerprint import Stage, canonical, lookup, read_pipeline
-from coconut.training.resume import resume_dir, try_lock
+from coconut.training.resume import resume_dir
+
+_COUNTS = ("update", "num_updates", "resumed_from", "pid")
+_AMOUNTS = ("loss", "eta_s", "time")
+_OPTIONAL = ("resumed_from", "eta_s")
+"""What `ResumeStore.write_progress` writes, in the units of that."""
 
 _LOG_LINE = re.compile(r"[-0-9: ]+ \| (\w+) +\| (.*)")
 
@@ -40,7 +46,7 @@ class Row:
 def stage_rows(root: Path) -> list[Row]:
     """Judge every stage of `dvc.yaml`, in its order; then name what is trained outside of the work tree."""
     stages = read_pipeline(root)
-    records = _read_mapping(root / "dvc.lock", yaml.safe_load).get("stages", {})
+    records = _read_records(root)
     written = paths_being_written(root)
     in_use = _folders_in_use(root)
     rows: dict[str, Row] = {}
@@ -94,14 +100,16 @@ def _changes(stage: Stage, records: Mapping[str, Any], stages: Mapping[str, Stag
     record = records.get(stage.name)
     if record is None:
         return ["never ran"]
+    if not record:
+        return ["its record in dvc.lock is damaged"]
     changes = [] if record.get("cmd") == stage.cmd else ["cmd changed"]
     params = _read_mapping(root / "params.yaml", yaml.safe_load)
-    recorded_params = record.get("params", {}).get("params.yaml", {})
+    recorded_params = record["params"]
     for key in stage.params:
         if key not in recorded_params or canonical(lookup(params, key)) != canonical(recorded_params[key]):
             changes.append(f"{key} changed")
-    recorded = {dep["path"]: dep.get("md5") for dep in record.get("deps", [])}
-    produced = {out["path"]: out.get("md5") for other in stages for out in records.get(other, {}).get("outs", [])}
+    recorded = record["deps"]
+    produced = {path: md5 for other in stages for path, md5 in records.get(other, {}).get("outs", {}).items()}
     for dep in stage.deps:
         now = produced[dep] if dep in produced else md5_as_dvc(root / dep)
         if dep not in recorded or recorded[dep] != now:
@@ -109,8 +117,24 @@ def _changes(stage: Stage, records: Mapping[str, Any], stages: Mapping[str, Stag
     return changes + [f"{out} is gone" for out in stage.outs if not (root / out).exists()]
 
 
+def _read_records(root: Path) -> dict[str, dict[str, Any]]:
+    """What `dvc.lock` holds of each stage, an empty record where it is damaged; no stages when it is torn."""
+    stages = _read_mapping(root / "dvc.lock", yaml.safe_load).get("stages")
+    return {name: _parse_record(body) for name, body in stages.items()} if isinstance(stages, dict) else {}
+
+
+def _parse_record(body: Any) -> dict[str, Any]:
+    """The command, the parameters, and the MD5 by path; nothing when it is not what DVC writes."""
+    try:
+        files = {key: {file["path"]: file.get("md5") for file in body.get(key, [])} for key in ("deps", "outs")}
+        params = dict(body.get("params", {}).get("params.yaml", {}))
+        return {"cmd": body["cmd"], "params": params, **files}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return {}
+
+
 def md5_as_dvc(path: Path) -> str | None:
-    """MD5 of a file, or of a folder's list of files, as in `dvc.lock`; None when there is nothing."""
+    """MD5 of a file, or of a folder's list of files, as in `dvc.lock`; None when there is nothing we may read."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc"]
         entries = [{"md5": md5_as_dvc(file), "relpath": file.relative_to(path).as_posix()} for file in files]
@@ -119,20 +143,28 @@ def md5_as_dvc(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
 
 
 def _folders_in_use(root: Path) -> dict[str, Path]:
     """The resume folder that a trainer holds at this moment, by stage."""
-    in_use = {}
-    for folder in _resume_folders("*", root):
-        lock = try_lock(folder)
-        if lock is None:
-            in_use[folder.name[:-17]] = folder
-        else:
-            lock.close()
-    return in_use
+    return {folder.name[:-17]: folder for folder in _resume_folders("*", root) if _is_held(folder / "lock")}
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a trainer holds the lock; not, as far as we know, where we may not even read it.
+
+    A shared lock, for a moment: it needs no right to write, unlike `try_lock`, and is refused only by a trainer's.
+    """
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _resume_folders(stage: str, root: Path) -> list[Path]:
@@ -141,16 +173,31 @@ def _resume_folders(stage: str, root: Path) -> list[Path]:
 
 def _newest_progress(stage: str, root: Path) -> dict[str, Any]:
     """What a trainer of `stage` wrote last, whatever its parameters; nothing if none did."""
-    reports = [_read_mapping(folder / "progress.json", json.loads) for folder in _resume_folders(stage, root)]
+    reports = [_read_progress(folder) for folder in _resume_folders(stage, root)]
     return max(filter(None, reports), key=lambda report: float(report["time"]), default={})
 
 
 def _describe_run(folder: Path | None) -> str:
     if folder is None:
         return ""
-    progress = _read_mapping(folder / "progress.json", json.loads)
+    progress = _read_progress(folder)
     # The folder may still hold what an earlier run wrote.
     return _describe(progress) if progress and psutil.pid_exists(progress["pid"]) else "starting"
+
+
+def _read_progress(folder: Path) -> dict[str, Any]:
+    """What a trainer wrote of itself; nothing when that is damaged."""
+    progress = _read_mapping(folder / "progress.json", json.loads)
+    given = progress | {name: 0 for name in _OPTIONAL if progress.get(name, 0) is None}
+    # The bounds: what the system takes for a process, and what `timedelta` takes for seconds.
+    is_sound = all(_is_number(given.get(name), int, 2**31) for name in _COUNTS) and all(
+        _is_number(given.get(name), (int, float), 1e12) for name in _AMOUNTS
+    )
+    return progress if is_sound else {}
+
+
+def _is_number(value: Any, kind: Any, bound: float) -> bool:
+    return isinstance(value, kind) and bool(-bound < value < bound)
 
 
 def _describe(progress: Mapping[str, Any]) -> str:
@@ -180,7 +227,7 @@ def _read_mapping(path: Path, parse: Any) -> dict[str, Any]:
     """What a file holds; nothing when it is not there, or is being written at this moment."""
     try:
         tree = parse(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, OverflowError, yaml.YAMLError):
         return {}
     return tree if isinstance(tree, dict) else {}
 
@@ -208,7 +255,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's top folder (default: this one)")
     try:
         sys.stdout.write(render(stage_rows(parser.parse_args().root)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"status: {error}\n")
         return 1
     return 0
