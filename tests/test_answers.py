@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.config import DataConfig, Source
+from coconut.data.examples import is_scorable
 from coconut.data.sources import read_split
 from coconut.evaluation.answers import extract_answer, same_answer
 
@@ -237,6 +238,12 @@ def test_an_answer_of_one_line_survives_being_written_and_extracted(gold):
     if re.fullmatch(r"\.*", gold):
         return  # Nothing but the full stop that does not count.
     assert same_answer(extract_answer(f"a step\n### {gold}"), gold)
+    assert is_scorable(gold)
+
+
+@given(st.text() | st.text(alphabet="#.,15 a\n\x1c\u2028-$"))
+def test_every_answer_that_readers_accept_is_right_when_written(gold):
+    assert same_answer(extract_answer(f"### {gold}"), gold) or not is_scorable(gold)
 
 
 @pytest.mark.timeout(60)  # Milliseconds; a pattern that tracks back would need many minutes.

@@ -84,6 +84,19 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("seed", -1, "seed: found -1, wanted between 0 and"),
         ("data.test", {"format": "gsm8k", "hub": "openai/gsm8k"}, "data.test.hub_split: missing; name the split"),
         ("data.train.rows", None, "data.train.rows: found null, wanted the number of examples"),
+        ("data.raw_dir", 5, "data.raw_dir: found 5 \\(a number\\), wanted text"),
+        ("data.raw_dir", " ", "data.raw_dir: found an empty text, wanted a folder, such as data/raw"),
+        ("data.generator.modulus", 10**13, "data.generator.modulus: found 10000000000000, wanted between 3 and 1e.12"),
+        (
+            "data.generator.num_operations",
+            10**9,
+            "data.generator.num_operations: found 1000000000, wanted between 1 and",
+        ),
+        (
+            "data.generator",
+            {"task": "multiplication", "num_digits": 10**6},
+            "data.generator.num_digits: found 1000000, wanted between 1 and 1000",
+        ),
         ("runtime.micro_batch", 0, "runtime.micro_batch: found 0, wanted one of auto; or .*wanted at least 1"),
     ],
 )
@@ -137,6 +150,11 @@ def test_an_entry_may_override_any_value_of_the_method_and_of_training(tree: dic
         (b"a: [1,", "not valid YAML"),
         (b"- 1", "the file: found a list, wanted a mapping"),
         (b"", "the file: found null, wanted a mapping"),
+        (b"[" * 20_000, "not usable YAML: nested too deeply"),
+        (b"a: 1\nseed: " + b"1" * 5000, r"line 2: found '1{37}\.\.\.', which is out of range, wanted a smaller number"),
+        (b"a: 2026-13-01", "line 1: found '2026-13-01', which is out of range, wanted .* a date that exists"),
+        (b"a: {lr: 1,\n  lr: 2}", "line 2: key 'lr' stands already on line 1 of the same mapping, wanted it once"),
+        (b"a: 1\nb: 2\na: 3", "line 3: key 'a' stands already on line 1 of the same mapping, wanted it once"),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -149,3 +167,39 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, message: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file; run from the repository's top folder"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}: found a folder, wanted a params file, such as .*params\.yaml$"
+    ):
+        load_params(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lr: 2.0e-3}", "lr: 2.0e-3, lr: 5}", r"line (\d+): key 'lr' stands already on line \1 of"),
+        ("  latent_1: ", "  cot: ", r"line \d+: key 'cot' stands already on line \d+ of"),
+        ("encode:", "data:\n\nencode:", r"line \d+: key 'data' stands already on line \d+ of"),
+    ],
+    ids=["value", "entry", "section"],
+)
+def test_a_key_that_stands_twice_is_refused_where_yaml_would_take_the_last(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"params\.yaml: {message}"):
+        load_params(path)
+
+
+def test_a_key_may_stand_in_two_mappings_and_an_alias_be_used_twice(tmp_path: Path) -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        text.replace("  train: {", "  train: &rows {").replace("valid: {format: generated, rows: 1000}", "valid: *rows")
+    )
+    data = load_params(path).data
+    assert data.valid == data.train

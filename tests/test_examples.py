@@ -2,7 +2,7 @@
 
 import pytest
 
-from coconut.data.examples import Example, read_examples, write_examples
+from coconut.data.examples import Example, is_scorable, parse_json, read_examples, write_examples
 
 
 def test_a_written_example_is_one_readable_line_with_its_keys_in_order(tmp_path):
@@ -37,3 +37,27 @@ def test_reading_a_changed_file_names_file_and_line(tmp_path, line):
     path.write_text('{"question": "a", "steps": [], "answer": "b"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"train\.jsonl:2: .*run the preprocess stage again"):
         read_examples(path)
+
+
+def test_steps_given_as_a_text_are_refused_and_not_taken_letter_by_letter():
+    with pytest.raises(ValueError, match=r"^steps: found the text '34', wanted a list of texts; put \[ \] around it$"):
+        Example("1 + 2 + 1 ?", "34", "4")
+
+
+@pytest.mark.parametrize("answer", ["yes\nsure", "C###", "###", "a\u2028b", "a\x85b", ".", " ", ""])
+def test_an_answer_that_is_not_read_back_whole_is_not_scorable(answer):
+    assert not is_scorable(answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1" * 5000, "^it holds a whole number of more than 4300 digits, wanted fewer, or text$"),
+        ("[" * 100_000, "^it is nested too deeply$"),
+        ("{", "^Expecting property name"),
+    ],
+    ids=["digits", "nesting", "cut"],
+)
+def test_json_that_python_cannot_hold_is_said_in_our_words(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)

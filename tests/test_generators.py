@@ -2,6 +2,7 @@
 
 import random
 import re
+import tracemalloc
 from collections import Counter
 from itertools import pairwise, product
 
@@ -99,6 +100,36 @@ def test_over_all_questions_every_answer_is_equally_likely():
     task = ChainedArithmetic("chained_arithmetic", num_operations=2, modulus=7)
     answers = Counter(e.answer for e in generate(task, arithmetic.count(task), seed=0))
     assert set(answers.values()) == {(3 * 7 - 4) ** 2}
+
+
+@pytest.mark.parametrize("modulus", [3, 5, 11, 101])
+def test_arithmetic_draws_what_a_choice_from_the_list_of_all_operations_would(modulus):
+    """Byte for byte: data that were made with the list are still the same."""
+    operations = [*product("+-", range(1, modulus)), *product("*", range(2, modulus))]
+    task = ChainedArithmetic("chained_arithmetic", 3, modulus)
+    rng, twin = random.Random(7), random.Random(7)
+    for _ in range(200):
+        start = twin.randrange(modulus)
+        wanted = arithmetic.solve(start, [twin.choice(operations) for _ in range(3)], modulus)
+        assert arithmetic.draw(task, rng) == wanted
+
+
+@pytest.mark.timeout(30)  # Milliseconds; a list of all operations would take 3 GB and minutes.
+def test_a_modulus_of_a_billion_costs_neither_time_nor_memory():
+    task = ChainedArithmetic("chained_arithmetic", 2, 1_000_000_007)
+    tracemalloc.start()
+    try:
+        examples = generate(task, 100, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6
+    # Too far to count on a ring; the integers as a whole, reduced at the end, are another way.
+    for example in examples:
+        start, first, x, second, y, _ = example.question.split()
+        signed = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+        whole = signed[second](signed[first](int(start), int(x)), int(y))
+        assert int(example.answer) == whole % 1_000_000_007
 
 
 @pytest.mark.parametrize("modulus", [4, 9, 15, 121])

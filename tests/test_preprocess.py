@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -211,6 +212,40 @@ def test_the_real_sets_of_the_issue_give_train_without_the_aug_questions(data, o
     assert metrics["overlap"] == {"train_valid": 0, "train_test": 0, "valid_test": 0}
 
 
+# --- a wrong format -------------------------------------------------------------------------
+
+
+def write_lines(folder, name, lines):
+    (folder / name).write_text("\n".join(lines))
+
+
+def test_multiplication_read_as_gsm8k_aug_is_said_of_each_split(data, out, tmp_path, log_lines):
+    write_lines(
+        tmp_path, "train.txt", ["2 3 * 1 4||2 3 + 0 8 2 1 #### 2 1 3 1", "1 3 * 1 4||1 3 + 0 4 2 1 #### 1 7 2 1"]
+    )
+    run(replace(data, train=file("train.txt", "gsm8k_aug")), out)
+    assert log_lines == [
+        "train: not one step is a <<...>> note in train.txt as format gsm8k_aug reads it;"
+        " if that is a surprise, correct data.train.format"
+    ]
+
+
+def test_gsm8k_rows_of_which_none_has_a_note_are_said_and_one_such_row_among_others_is_not(
+    data, out, tmp_path, log_lines
+):
+    rows = [json.dumps({"question": f"q{i}", "answer": f"It is {i}\n#### {i}"}) for i in range(3)]
+    write_lines(tmp_path, "train.jsonl", rows)
+    run(replace(data, train=file("train.jsonl", "gsm8k")), out)
+    assert log_lines == [
+        "train: not one example has a step in train.jsonl as format gsm8k reads it;"
+        " if that is a surprise, correct data.train.format"
+    ]
+    log_lines.clear()
+    write_lines(tmp_path, "train.jsonl", [*rows, json.dumps({"question": "q", "answer": "<<1+1=2>>\n#### 2"})])
+    run(replace(data, train=file("train.jsonl", "gsm8k")), out)
+    assert log_lines == []
+
+
 # --- the stage as a process -----------------------------------------------------------------
 
 
@@ -245,3 +280,49 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path):
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert "preprocess: data/raw/prosqa_train.json: no such file" in result.stderr
     assert not (tmp_path / "data").exists()
+
+
+# --- make clean -----------------------------------------------------------------------------
+
+STAYS = [
+    ".dvc/cache/x",
+    ".resume/train-cot/state",
+    ".venv/bin/python",
+    "data/.gitignore",
+    "data/raw/a.json",
+    "models/m/model.safetensors",
+    "outputs/.gitignore",
+    "outputs/cot/.gitignore",
+    "outputs/cot/metrics.json",
+    "outputs/encode.json",
+    "outputs/evaluations/.gitignore",
+    "outputs/preprocess.json",
+]
+GOES = [
+    ".ruff_cache/x",
+    "data/encoded/train.arrow",
+    "data/examples/train.jsonl",
+    "outputs/.preprocess.json.unfinished",
+    "outputs/base/checkpoint/config.json",
+    "outputs/base/predictions.jsonl",
+    "outputs/cot/checkpoint/model.safetensors",
+    "outputs/cot/checkpoint.partial/model.safetensors",
+    "outputs/cot/history.csv",
+    "outputs/cot/predictions.jsonl",
+    "outputs/cot/train.json",
+    "outputs/evaluations/cot.json",
+    "outputs/logs/train-cot.log",
+    "outputs/overnight/journal.log",
+    "outputs/params.checked",
+    "outputs/report/report.html",
+]
+
+
+def test_make_clean_removes_what_the_pipeline_made_and_leaves_what_git_or_a_user_keeps(tmp_path):
+    for name in (*STAYS, *GOES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"Makefile", *STAYS}

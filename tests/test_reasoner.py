@@ -1,6 +1,7 @@
 """The Python interface on a plain Hugging Face folder and on a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,8 +44,7 @@ def test_every_question_gets_a_solution_with_the_asked_number_of_thoughts(folder
     assert [s.text for s in reasoner.solve(questions[:1], max_new_tokens=4)] == [
         reasoner.solve(questions, max_new_tokens=4)[0].text
     ]
-    with pytest.raises(ValueError, match="num_thoughts: found -1, wanted at least 0"):
-        reasoner.solve(questions, -1)
+    assert reasoner.solve([]) == []
 
 
 def test_a_word_that_the_model_never_saw_is_said(folder: Path) -> None:
@@ -55,6 +55,11 @@ def test_a_word_that_the_model_never_saw_is_said(folder: Path) -> None:
     finally:
         logger.remove(sink)
     assert [line.strip() for line in lines] == ["'1 + 2 + 17 ?': '17' is unknown to the model's tokenizer"]
+
+
+def test_a_loss_over_a_word_that_the_model_never_saw_says_so(folder: Path, log_lines: list[str]) -> None:
+    open_plain(folder).nll([EXAMPLES[0], Example("1 + 2 + 3 ?", ["3", "17"], "6")], latent_stage=0)
+    assert log_lines == ["'1 + 2 + 3 ?': '17' is unknown to the model's tokenizer"]
 
 
 def test_markers_that_the_vocabulary_holds_are_kept(folder: Path) -> None:
@@ -80,3 +85,85 @@ def test_the_loss_is_differentiable_and_additive(folder: Path) -> None:
     assert gradient is not None
     assert torch.isfinite(gradient).all()
     assert gradient.abs().sum() > 0
+
+
+# --- what a caller can get wrong ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"c_thought": "2"}, "c_thought: found '2', wanted a whole number .int. of at least 0"),
+        ({"c_thought": -1}, "c_thought: found -1, wanted a whole number .int. of at least 0"),
+        ({"c_thought": True}, "c_thought: found True, wanted a whole number"),
+        ({"max_latent_stage": 1.5}, "max_latent_stage: found 1.5, wanted a whole number"),
+        ({"markers": "no"}, "markers: found 'no', wanted True or False"),
+        ({"device": "gpu"}, "device: found 'gpu', wanted cpu, cuda, or cuda:1 and so on"),
+        ({"device": None}, "device: found None, wanted cpu, cuda, or cuda:1 and so on"),
+        ({"device": "cuda:99"}, r"device: found 'cuda:99', but torch sees \d+ GPUs here; use cpu"),
+    ],
+)
+def test_opening_with_a_wrong_value_names_it(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Reasoner.from_pretrained(folder, **({"c_thought": 1, "max_latent_stage": 2, "markers": True} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("questions", "arguments", "message"),
+    [
+        ("1 + 2 ?", {}, r"questions: found one str, wanted a list of text; put \[ \] around it"),
+        (5, {}, "questions: found one int, wanted a list of text"),
+        (EXAMPLES[0], {}, "questions: found one Example, wanted a list of text"),
+        (["1 + 2 ?", 5], {}, r"questions\[1\]: found 5 \(int\), wanted text"),
+        (["1 + 2 ?", " "], {}, r"questions\[1\]: found ' ', wanted text that is not empty"),
+        (["1 + 2 ?"], {"num_thoughts": -1}, "num_thoughts: found -1, wanted a whole number .int. of at least 0"),
+        (["1 + 2 ?"], {"num_thoughts": 1.5}, "num_thoughts: found 1.5, wanted a whole number"),
+        (["1 + 2 ?"], {"max_new_tokens": 0}, "max_new_tokens: found 0, wanted a whole number .int. of at least 1"),
+        (["1 + 2 ?"], {"max_new_tokens": "9"}, "max_new_tokens: found '9', wanted a whole number"),
+        (["1 + 2 ?"], {"batch_size": 0}, "batch_size: found 0, wanted a whole number .int. of at least 1"),
+        (
+            ["1 ?", "1 + 2 ?"],
+            {"num_thoughts": 10**12},
+            r"questions\[0\]: found 1000000000005 tokens, 1000000000000 of them thoughts .* wanted at most 128",
+        ),
+        (["1 ?", "1 + " * 70 + "2 ?"], {}, r"questions\[1\]: found 147 tokens, 2 of them thoughts"),
+    ],
+)
+def test_solving_with_a_wrong_value_names_it(
+    folder: Path, questions: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        open_plain(folder).solve(questions, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("examples", "latent_stage", "message"),
+    [
+        (EXAMPLES[0], 1, r"examples: found one Example, wanted a list of Example; put \[ \] around it"),
+        ([], 1, "examples: found none, wanted at least one"),
+        (["1 + 2 ?"], 1, r"examples\[0\]: found '1 \+ 2 \?' \(str\), wanted Example"),
+        ([EXAMPLES[0], Example("1 + 2 ?", ["3"])], 1, r"examples\[1\].answer: found '', wanted text that is not empty"),
+        ([Example("1 + 2 ?", [3], "3")], 1, r"examples\[0\].steps\[0\]: found 3, wanted text"),  # type: ignore[list-item]
+        (EXAMPLES, -1, "latent_stage: found -1, wanted a whole number .int. of at least 0"),
+        (EXAMPLES, "1", "latent_stage: found '1', wanted a whole number"),
+        ([EXAMPLES[0], Example("1 ?", ["3"] * 130, "3")], 1, r"examples\[1\]: found \d+ tokens, 1 of them thoughts"),
+    ],
+)
+def test_a_loss_with_a_wrong_value_names_it(folder: Path, examples: Any, latent_stage: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        open_plain(folder).nll(examples, latent_stage)
+
+
+def test_thoughts_beyond_the_positions_are_counted_before_they_are_laid_out(folder: Path) -> None:
+    reasoner = Reasoner.from_pretrained(folder, c_thought=10**12, max_latent_stage=2, markers=True)
+    for ask in (lambda: reasoner.solve(["1 + 2 + 3 ?"]), lambda: reasoner.nll(EXAMPLES, latent_stage=2)):
+        with pytest.raises(ValueError, match=r"\[0\]: found \d+ tokens, 2000000000000 of them thoughts"):
+            ask()
+
+
+def test_a_question_may_take_all_positions_but_one_and_its_answer_ends_there(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    (solution,) = reasoner.solve(["1 + 2 + 3 ?"], num_thoughts=119, max_new_tokens=50)
+    assert solution.num_generated_tokens == 1
+    with pytest.raises(ValueError, match=r"questions\[0\]: found 129 tokens, 120 of them thoughts"):
+        reasoner.solve(["1 + 2 + 3 ?"], num_thoughts=120)

@@ -225,6 +225,21 @@ BAD_FILES = {
     "object for list": ("prosqa", b'{"data": []}', "found a JSON object, wanted a list"),
     "pretty object for list": ("canonical", b'{\n "question": "a"\n}', "found a JSON object, wanted a list"),
     "list for object": ("prontoqa", b"[]", "found a list, wanted a JSON object"),
+    "pretty object cut short": (
+        "canonical",
+        b'{\n "question": "a",\n "steps": [\n  "b"',
+        "found no line that is a JSON object, wanted a list of objects, or JSON Lines .* cut short, restore it",
+    ),
+    "two pretty objects": (
+        "gsm8k",
+        b'{\n "question": "a"\n}\n{\n "question": "b"\n}',
+        "found no line that is a JSON object",
+    ),
+    "huge number": (
+        "prosqa",
+        b'[{"id": ' + b"1" * 5000 + b"}]",
+        "not usable JSON: it holds a whole number of more than 4300",
+    ),
     "deep nesting": ("prosqa", b"[" * 100_000, "not usable JSON|not valid JSON"),
 }
 
@@ -258,6 +273,39 @@ BAD_ROWS = {
     "steps as text": ("canonical", canonical().replace('["4"]', '"4"'), "wrong type", "steps is text, wanted a list"),
     "step as number": ("canonical", canonical(steps=[4]), "wrong type", r"steps\[0\] is a number, wanted text"),
     "answer as truth": ("canonical", canonical(answer=True), "wrong type", "answer is true/false"),
+    "answer of two lines": (
+        "canonical",
+        canonical(answer="yes\nsure"),
+        "unusable answer",
+        "answer is 'yes.*wanted one line",
+    ),
+    "answer of two lines for Unicode": (
+        "canonical",
+        canonical(answer="a\u2028b"),
+        "unusable answer",
+        "wanted one line",
+    ),
+    "answer that ends in a marker": ("canonical", canonical(answer="C###"), "unusable answer", "without '###'"),
+    "marker as answer": ("gsm8k_aug", "How?||<<1=1>> #### ###", "unusable answer", "answer is '###', wanted"),
+    "full stop as answer": ("canonical", canonical(answer="."), "unusable answer", "more than a full stop"),
+    "huge number": (
+        "canonical",
+        canonical(answer="@").replace('"@"', "1" * 5000),
+        "not JSON",
+        "it holds a whole number of more than 4300 digits, wanted fewer, or text; found",
+    ),
+    "a product's factors alone": (
+        "multiplication",
+        "5 6||5 2 #### 5 2",
+        "layout",
+        "question is '5 6', wanted the digits",
+    ),
+    "aug line as multiplication": (
+        "multiplication",
+        "How many?||<<1+1=2>> #### 2",
+        "layout",
+        "question is 'How many.', wanted the digits of two numbers with . between them.*the format is another",
+    ),
     "half a character": ("canonical", canonical(question="\ud83d"), "not UTF-8", "lone surrogate"),
     "gsm8k without ####": ("gsm8k", '{"question": "a", "answer": "It is 7"}', "no answer", "no '####'"),
     "gsm8k with empty ####": (
@@ -299,6 +347,20 @@ def test_an_example_that_holds_a_markers_text_is_malformed(tmp_path, part, marke
     assert read_text(tmp_path, f"[{canonical()}, {bad}]", "canonical", skip=True) == Reading(
         [Example("2 + 2 ?", ["4"], "4")], 2, {"marker": 1}
     )
+
+
+@pytest.mark.parametrize("file_format", ["canonical", "prosqa", "gsm8k", "gsm8k_aug", "multiplication", "prontoqa"])
+def test_advice_for_programmers_never_reaches_a_user(tmp_path, file_format):
+    with pytest.raises(ValueError, match=r"data\.txt") as caught:
+        read_text(tmp_path, f'{{"a": {"1" * 5000}}}', file_format)
+    assert "set_int_max_str_digits" not in str(caught.value)
+
+
+def test_one_cut_line_after_bad_lines_is_still_a_matter_of_rows(tmp_path):
+    text = "\n".join(["# made by hand", "", canonical(), "{"])
+    with pytest.raises(ValueError, match=r"data\.txt:1: not valid JSON.*skip_bad_rows"):
+        read_text(tmp_path, text, "canonical")
+    assert read_text(tmp_path, text, "canonical", skip=True).malformed == {"not JSON": 2}
 
 
 def test_a_prontoqa_record_without_its_chain_is_named(tmp_path):

@@ -58,8 +58,9 @@ class ChainedArithmetic:
     """Left-to-right arithmetic modulo a prime: `10 - 10 - 5 ?`, steps `0`, `6`, answer `6`."""
 
     task: Literal["chained_arithmetic"]
-    num_operations: Count
-    modulus: Annotated[int, Range(3)]
+    num_operations: Annotated[int, Range(1, 10_000)]
+    """Each is a step of some tokens: far fewer fill any model's positions."""
+    modulus: Annotated[int, Range(3, 10**12)]
     """A prime, so that every operation is a bijection and the answer is uniform."""
 
 
@@ -79,7 +80,8 @@ class Multiplication:
     """n-digit by n-digit multiplication, digits least significant first, partial products as steps."""
 
     task: Literal["multiplication"]
-    num_digits: Count
+    num_digits: Annotated[int, Range(1, 1_000)]
+    """The text grows with its square: far fewer fill any model's positions."""
 
 
 Generator = ChainedArithmetic | Graph | Multiplication
@@ -166,7 +168,7 @@ class TrainConfig:
     warmup_updates: Natural
     """Updates of a fresh optimiser over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine", "linear"]
-    """After the warm-up: constant, or falling to 0 at the entry's last update."""
+    """Constant, or falling from the entry's first update on and 0 after its last; the warm-up multiplies it."""
     reset_optimizer: bool
     """True: fresh moments in each entry. False: the parent's, if it has left any."""
     select: Literal["last", "best"]
@@ -268,18 +270,61 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no such file; run from the repository's top folder") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: found a folder, wanted a params file, such as {path / 'params.yaml'}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     try:
-        tree = yaml.safe_load(text)
+        return parse_params(_read_tree(text))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}; mend the line it names") from None
-    try:
-        return parse_params(tree)
+    except RecursionError:
+        raise ValueError(f"{path}: not usable YAML: nested too deeply; restore the file") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Names the line of what YAML itself would let pass, or refuse in words for programmers."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        """Refuse a key that stands twice, where YAML lets the last one win."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(
+                    f"line {line}: key {key.value!r} stands already on line {lines[key.value]} of the same mapping,"
+                    " wanted it once (only the last one would count); take one of the two out"
+                )
+            lines[key.value] = line
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Name a value that Python cannot hold, such as a number of 5,000 digits or a 13th month."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError:
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            shown = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: found {shown!r}, which is out of range, wanted a smaller number"
+                " or a date that exists; mend it, or quote it if it is text"
+            ) from None
+
+
+def _read_tree(text: str) -> Any:
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def parse_params(tree: Any) -> Params:
@@ -290,6 +335,8 @@ def parse_params(tree: Any) -> Params:
     curriculum = _parse_curriculum(tree.get("curriculum", _MISSING), latent, train)
     plain = {**tree, "latent": latent, "train": train, "curriculum": curriculum}
     params: Params = _parse(plain, Params, "")
+    if not params.data.raw_dir.strip():
+        raise ValueError("data.raw_dir: found an empty text, wanted a folder, such as data/raw")
     sources = (params.data.train, params.data.valid, params.data.test)
     for split, source in zip(("train", "valid", "test"), sources, strict=True):
         _check_source(source, f"data.{split}", params.data.generator)

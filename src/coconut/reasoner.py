@@ -1,16 +1,18 @@
 """The Python interface: ask a trained model, or score it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.config import LatentConfig
 from coconut.data.collator import collate
+from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import encode_example, encode_question, find_unknown_word, tokenize_texts
 from coconut.data.examples import MARKERS, Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
@@ -20,6 +22,8 @@ from coconut.model.base import add_markers, load_checkpoint
 from coconut.model.feedback import Feedback, build_feedback, load_feedback
 from coconut.model.latent import latent_nll
 from coconut.model.meta import CheckpointMeta
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,15 @@ class Reasoner:
         For a plain folder all three must be given. Markers that its vocabulary holds are kept.
 
         Raises:
-            ValueError: for a plain folder, if one of the three is missing.
+            ValueError: for a plain folder, if one of the three is missing; for a value of the wrong kind.
         """
+        if c_thought is not None:
+            _check_number("c_thought", c_thought, at_least=0)
+        if max_latent_stage is not None:
+            _check_number("max_latent_stage", max_latent_stage, at_least=0)
+        if markers is not None and not isinstance(markers, bool):
+            raise ValueError(f"markers: found {markers!r}, wanted True or False")
+        _check_device(device)
         model, tokenizer, meta = load_checkpoint(Path(folder), device=device)
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
         if meta is None:
@@ -106,13 +117,21 @@ class Reasoner:
 
         Args:
             num_thoughts: vectors fed back before the answer; as many as in training when None.
-            max_new_tokens: limit of each answer; 256 when None.
+            max_new_tokens: limit of each answer; 256 when None. An answer also ends with the model's positions.
+
+        Raises:
+            ValueError: for a value of the wrong kind, or a question that leaves no position for an answer.
         """
+        questions = _as_list("questions", questions, str)
+        for i, question in enumerate(questions):
+            _check_not_blank(f"questions[{i}]", question)
         plan = self.meta.plan()
         if num_thoughts is not None:
-            if num_thoughts < 0:
-                raise ValueError(f"num_thoughts: found {num_thoughts}, wanted at least 0")
+            _check_number("num_thoughts", num_thoughts, at_least=0)
             plan = replace(plan, num_latents=num_thoughts)
+        if max_new_tokens is not None:
+            _check_number("max_new_tokens", max_new_tokens, at_least=1)
+        _check_number("batch_size", batch_size, at_least=1)
         evaluator = Evaluator(
             self.model,
             self.feedback,
@@ -123,10 +142,9 @@ class Reasoner:
             batch_size=batch_size,
         )
         ids = [encode_question(self.tokenizer, question, self.meta.prompt) for question in questions]
-        for question, words in zip(questions, tokenize_texts(self.tokenizer, questions), strict=True):
-            word = find_unknown_word(self.tokenizer, words, question)
-            if word is not None:
-                logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
+        for i, row in enumerate(ids):
+            self._check_fits(f"questions[{i}]", _prompt_length(row, plan) + 1, plan)
+        self._warn_of_unknown_words(questions, questions)
         rows = evaluator.decode([build_prompt(row, plan=plan, markers=self.markers) for row in ids])
         texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
         return [
@@ -139,10 +157,87 @@ class Reasoner:
 
         Returns:
             (nll, num_tokens): nats summed over the supervised tokens; how many there were.
+
+        Raises:
+            ValueError: for a value of the wrong kind, no example at all, or one that does not fit the model.
         """
+        examples = _as_list("examples", examples, Example)
+        if not examples:
+            raise ValueError("examples: found none, wanted at least one; a loss over nothing has no mean")
+        for i, example in enumerate(examples):
+            _check_example(f"examples[{i}]", example)
+        _check_number("latent_stage", latent_stage, at_least=0)
+        plan = self.meta.plan_at(latent_stage)
         views = []
-        for example in examples:
+        for i, example in enumerate(examples):
             encoded = encode_example(self.tokenizer, example, self.meta.prompt)
-            views.append(build_view(*encoded, plan=self.meta.plan_at(latent_stage), markers=self.markers))
+            # Before the view is built: a million thoughts would be a list of a million ids.
+            self._check_fits(f"examples[{i}]", _prompt_length(encoded.question_ids, plan) + 1, plan)
+            views.append(build_view(*encoded, plan=plan, markers=self.markers))
+            self._check_fits(f"examples[{i}]", len(views[-1].input_ids), plan)
+        texts = ["\n".join((example.question, *example.steps, example.answer)) for example in examples]
+        self._warn_of_unknown_words([example.question for example in examples], texts)
         batch = collate(views, pad_id=int(self.tokenizer.pad_token_id or 0)).to(self.model.device)
         return latent_nll(self.model, self.feedback, **batch._asdict())
+
+    def _check_fits(self, place: str, num_tokens: int, plan: ViewPlan) -> None:
+        num_positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        if num_tokens > num_positions:
+            raise ValueError(
+                f"{place}: found {num_tokens} tokens, {plan.num_latents} of them thoughts and at least 1 the answer's,"
+                f" wanted at most {num_positions}, the model's positions; shorten the text, or take fewer thoughts"
+            )
+
+    def _warn_of_unknown_words(self, questions: Sequence[str], texts: Sequence[str]) -> None:
+        for question, text, ids in zip(questions, texts, tokenize_texts(self.tokenizer, texts), strict=True):
+            word = find_unknown_word(self.tokenizer, ids, text)
+            if word is not None:
+                logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
+
+
+# --- what a caller can get wrong ------------------------------------------------------------
+
+
+def _check_number(place: str, value: Any, *, at_least: int) -> None:
+    # type(), not isinstance(): True is an int to Python, not to a reader.
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{place}: found {value!r}, wanted a whole number (int) of at least {at_least}")
+
+
+def _check_device(device: Any) -> None:
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: found {device!r}, wanted cpu, cuda, or cuda:1 and so on") from None
+    num_gpus = torch.cuda.device_count()
+    if asked.type == "cuda" and (asked.index or 0) >= num_gpus:
+        raise ValueError(f"device: found {device!r}, but torch sees {num_gpus} GPUs here; use cpu, or one of them")
+
+
+def _as_list(place: str, values: Iterable[_Item], kind: type[_Item]) -> list[_Item]:
+    name = {str: "text", Example: "Example"}[kind]
+    # A text is a sequence of texts to Python, so that each character would be a question.
+    if isinstance(values, str | Example) or not isinstance(values, Iterable):
+        raise ValueError(f"{place}: found one {type(values).__name__}, wanted a list of {name}; put [ ] around it")
+    items = list(values)
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise ValueError(f"{place}[{i}]: found {item!r:.60} ({type(item).__name__}), wanted {name}")
+    return items
+
+
+def _check_example(place: str, example: Example) -> None:
+    parts = {"question": example.question, "answer": example.answer}
+    parts |= {f"steps[{i}]": step for i, step in enumerate(example.steps)}
+    for name, text in parts.items():
+        _check_not_blank(f"{place}.{name}", text)
+
+
+def _check_not_blank(place: str, text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{place}: found {text!r:.60}, wanted text that is not empty")
+
+
+def _prompt_length(question_ids: Sequence[int], plan: ViewPlan) -> int:
+    """Columns that `build_prompt` would lay out."""
+    return len(question_ids) + plan.num_latents + 2 * plan.markers

@@ -9,10 +9,10 @@ from typing import Any
 
 from loguru import logger
 
-from coconut.config import DataConfig
+from coconut.config import DataConfig, Source
 from coconut.data.examples import Example, write_examples
 from coconut.data.generators import generate, graphs
-from coconut.data.sources import Reading, read_split
+from coconut.data.sources import Reading, find_mismatch, read_split
 
 SPLITS = ("train", "valid", "test")
 
@@ -46,6 +46,7 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
                 f" {_listed(metrics[split]['dropped'])}); a question stays only in the last of train, valid, test that"
                 " has it: use start and rows to cut one file into splits"
             )
+        _warn_of_mismatch(split, getattr(data, split), examples[split])
     metrics["overlap"] = overlap(examples)
     metrics["max_train"] = data.max_train
     if any("graphs" in metrics[split] for split in SPLITS):
@@ -124,6 +125,15 @@ def _log_split(split: str, statistics: _Statistics) -> None:
         *(split, statistics["rows_read"], statistics["kept"], statistics["steps_mean"]),
         *(_listed(statistics["dropped"]), statistics["repeated_questions"]),
     )
+
+
+def _warn_of_mismatch(split: str, source: Source, examples: list[Example]) -> None:
+    mismatch = None if source.format == "generated" else find_mismatch(source.format, examples)
+    if mismatch is not None:
+        logger.warning(
+            "{}: {} in {} as format {} reads it; if that is a surprise, correct data.{}.format",
+            *(split, mismatch, source.file or source.hub, source.format, split),
+        )
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -7,7 +7,7 @@ turns one row into one example, wherever the row came from. Text is never evalua
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from coconut.config import DataConfig, Source
-from coconut.data.examples import MARKERS, Example
+from coconut.data.examples import MARKERS, Example, is_scorable, parse_json
 
 MAX_WARNINGS = 5
 """Dropped rows that are named one by one in the log; the others are only counted."""
 
 _NOTE = re.compile(r"<<.*?>>")
+_PRODUCT = re.compile(r"[0-9](?:\s*[0-9])*\s*\*\s*[0-9](?:\s*[0-9])*")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,19 @@ def read_split(data: DataConfig, split: str) -> Reading:
     assert source.format in _PARSERS, "generated splits have no source"
     rows = _hub_rows(source, split) if source.hub is not None else _file_rows(source, split, data.raw_dir)
     return _parse_rows(_take(rows, source, split), _PARSERS[source.format], skip_bad_rows=data.skip_bad_rows)
+
+
+def find_mismatch(file_format: str, examples: Sequence[Example]) -> str | None:
+    """What makes it likely that a source has another format than was said; None where nothing does.
+
+    >>> find_mismatch("gsm8k_aug", [Example("2 * 2", ["4", "0"], "4 0")])
+    'not one step is a <<...>> note'
+    """
+    if not any(example.steps for example in examples):
+        return "not one example has a step"
+    if file_format == "gsm8k_aug" and not any(_NOTE.fullmatch(step) for one in examples for step in one.steps):
+        return "not one step is a <<...>> note"
+    return None
 
 
 def _take(rows: list[_Row], source: Source, split: str) -> list[_Row]:
@@ -148,9 +162,20 @@ def _records(text: str, path: Path) -> list[_Row]:
                 f"{path}: found a JSON object, wanted a list of them, or JSON Lines with one a line;"
                 " put [ ] around a single record"
             )
-        return _lines(text, path)
+        return _json_lines(text, path)
     records = _document(text, path)
     return [_Row(f"{path}: record {number}", record) for number, record in enumerate(records, start=1)]
+
+
+def _json_lines(text: str, path: Path) -> list[_Row]:
+    rows = _lines(text, path)
+    # No matter of single rows, which could be dropped.
+    if len(rows) > 1 and not any(isinstance(_document_or_none(row.content), dict) for row in rows):
+        raise ValueError(
+            f"{path}: found no line that is a JSON object, wanted a list of objects, or JSON Lines with one whole"
+            " object a line; if the file is cut short, restore it; if a record goes over several lines, put it on one"
+        )
+    return rows
 
 
 def _named_records(text: str, path: Path) -> list[_Row]:
@@ -167,20 +192,20 @@ def _named_records(text: str, path: Path) -> list[_Row]:
 
 def _document(text: str, path: Path) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno}: not valid JSON at column {error.colno}: {error.msg};"
             " the file is damaged or cut short: restore it"
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not usable JSON: {error}; restore the file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not usable JSON: {error}; mend or restore the file") from None
 
 
 def _document_or_none(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
@@ -240,6 +265,12 @@ def _notes(solution: str) -> list[str]:
 def _parse_multiplication(content: Any) -> Example:
     """Each summand of the written-out product, with the sum so far in parentheses, is a step."""
     question, solution, answer = _split_line(content)
+    if not _PRODUCT.fullmatch(question.strip()):
+        raise RowError(
+            "layout",
+            f"question is {_shown(question)}, wanted the digits of two numbers with * between them, as in"
+            " '5 6 * 7 4'; if all rows are like this one, the format is another",
+        )
     return _example(question, solution.split(" + ") if solution else [], answer)
 
 
@@ -280,8 +311,8 @@ def _split_answer(solution: str) -> tuple[str, str]:
 def _record(content: Any) -> Mapping[str, Any]:
     if isinstance(content, str):
         try:
-            content = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(content)
+        except ValueError as error:
             raise RowError("not JSON", f"not valid JSON: {error}; found {_shown(content)}") from None
     if not isinstance(content, Mapping):
         raise RowError("wrong type", f"found {_kind(content)}, wanted a JSON object")
@@ -330,6 +361,12 @@ def _example(question: str, steps: Iterable[str], answer: str) -> Example:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise RowError("not UTF-8", f"{key} holds half a character (a lone surrogate): {error.reason}") from None
+    if not is_scorable(example.answer):
+        raise RowError(
+            "unusable answer",
+            f"answer is {_shown(example.answer)}, wanted one line, without '###' and more than a full stop:"
+            " no more is read of what a model writes",
+        )
     return example
 
 

@@ -4,8 +4,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-_MARKER = re.compile(r"#{3,}")
-_WEAK_MARKER = re.compile(r"#+")
+from coconut.data.examples import find_answer_line
 
 _MINUS = {ord(sign): "-" for sign in "\u2212\u2013\ufe63\uff0d"}
 _QUOTES = {ord("\u2018"): "'", ord("\u2019"): "'", ord("\u201c"): '"', ord("\u201d"): '"'}
@@ -50,9 +49,8 @@ _SCALES = frozenset(
 def extract_answer(text: str) -> str | None:
     r"""Find the answer in what a model generated; None when there is none.
 
-    The answer is the first line after the last marker. A marker is a run of three or more `#`;
-    without such a run any `#` counts, since a model that has half learned the form writes that.
-    So an answer may itself hold a `#`. White space is folded and thousands commas are removed.
+    The answer is the first line after the last marker; for markers see `find_answer_line`. So an answer
+    may itself hold a `#`. White space is folded and thousands commas are removed.
 
     Pass the generated text only: a question may hold a `#` of its own.
 
@@ -63,11 +61,8 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("the answer is 5") is None
     True
     """
-    markers = list(_MARKER.finditer(text)) or list(_WEAK_MARKER.finditer(text))
-    if not markers:
-        return None
-    lines = text[markers[-1].end() :].strip().splitlines()
-    return (_remove_thousands_commas(_fold(lines[0])) or None) if lines else None
+    line = find_answer_line(text)
+    return None if line is None else _remove_thousands_commas(line)
 
 
 def same_answer(found: str | None, gold: str) -> bool:

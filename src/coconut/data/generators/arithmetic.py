@@ -13,14 +13,14 @@ def count(config: ChainedArithmetic) -> int:
     9251
     """
     _check_prime(config.modulus)
-    return int(config.modulus * (3 * config.modulus - 4) ** config.num_operations)
+    return int(config.modulus * _num_operations(config.modulus) ** config.num_operations)
 
 
 def draw(config: ChainedArithmetic, rng: random.Random) -> Example:
     """Draw a start value and operations, uniformly over all questions."""
-    operations = _operations(config.modulus)
     start = rng.randrange(config.modulus)
-    return solve(start, [rng.choice(operations) for _ in range(config.num_operations)], config.modulus)
+    numbers = [rng.randrange(_num_operations(config.modulus)) for _ in range(config.num_operations)]
+    return solve(start, [_operation(number, config.modulus) for number in numbers], config.modulus)
 
 
 def solve(start: int, operations: list[tuple[str, int]], modulus: int) -> Example:
@@ -38,10 +38,21 @@ def solve(start: int, operations: list[tuple[str, int]], modulus: int) -> Exampl
     return Example(" ".join(words), values, values[-1])
 
 
-def _operations(modulus: int) -> list[tuple[str, int]]:
+def _num_operations(modulus: int) -> int:
+    return 3 * modulus - 4
+
+
+def _operation(number: int, modulus: int) -> tuple[str, int]:
+    """Operation `number`, counted from 0 over + 1, + 2, ..., - 1, - 2, ..., * 2, * 3, ...
+
+    Counted, not listed: for a large modulus no memory would hold the list.
+
+    >>> [_operation(number, 3) for number in range(_num_operations(3))]
+    [('+', 1), ('+', 2), ('-', 1), ('-', 2), ('*', 2)]
+    """
     # No "+ 0", "- 0", "* 0", "* 1": each operation is a bijection, and none is the identity.
-    sums = [(symbol, operand) for symbol in "+-" for operand in range(1, modulus)]
-    return sums + [("*", operand) for operand in range(2, modulus)]
+    kind, place = divmod(number, modulus - 1)
+    return "+-*"[kind], place + (2 if kind == 2 else 1)
 
 
 def _check_prime(modulus: int) -> None:
