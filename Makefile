@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup repro table test test-fast check format bench overnight status compare clean
+.PHONY: all help setup trackers repro table test test-fast check format bench overnight status compare clean
 
 all: repro table  ## set up, run the pipeline, print the table
 
@@ -25,8 +25,12 @@ $(STAMP): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+trackers: $(STAMP)  ## wandb and tensorboard too, for `runtime.tracker` and their tests
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-trackers.lock
+
 repro: $(STAMP)  ## dvc repro: everything that is out of date
 	@python stages/params.py  # Also a stage, but a cycle or a missing parent would end DVC first, in fewer words.
+	@python -m coconut.dvc_lock  # What a killed dvc left would end DVC, or have it run finished stages again.
 	dvc repro
 
 table: $(STAMP)  ## print the table of the last run
@@ -59,7 +63,10 @@ status: $(STAMP)  ## what is running, what is done, what is waiting
 compare: $(STAMP)  ## mean and interval over seeds, paired tests: make compare EXPERIMENTS="one two"
 	@python -m coconut.report.compare $(EXPERIMENTS)
 
-clean:  ## remove what the pipeline and the tools made, but neither .venv nor DVC's cache
-	rm -rf data/examples data/encoded outputs/*/checkpoint outputs/report outputs/evaluations outputs/logs \
+# Name by name: `git clean` would also take the raw data and the models, which git ignores.
+clean:  ## remove what the pipeline and the tools made; metrics, .resume, .venv and DVC's cache stay
+	rm -rf data/examples data/encoded outputs/params.checked outputs/report outputs/logs outputs/overnight \
+		outputs/evaluations/*.json outputs/*/checkpoint outputs/*/checkpoint.partial outputs/*/history.csv \
+		outputs/*/train.json outputs/*/predictions.jsonl outputs/.*.unfinished outputs/*/.*.unfinished \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -3,12 +3,13 @@
     python benchmarks/arms.py FIGURE.png RUN [RUN ...]       # each RUN a finished copy of the repository
 
 An arm is an entry that no other entry has as its parent. Speed is the mean validation accuracy over the epochs after
-the shared warm-up (an entry of method `cot`), each stage's accuracy before its first update included: 1 would be an arm
-that never failed.
+the shared warm-up (an entry with its whole chain in words), each stage's accuracy before its first update included: 1
+would be an arm that never failed.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,17 +23,30 @@ Curve = list[tuple[float, float]]
 """(epochs after the warm-up, validation accuracy)."""
 
 
-def read_arms(run: Path) -> dict[str, list[Result]]:
-    """The lineage of every arm that was trained to its end, without its warm-up."""
-    params = load_params(run / "params.yaml")
-    results = [result for result in read_results(params.curriculum, read_folder(run / "outputs")) if result.history]
-    parents = {result.parent for result in results}
+@dataclass(frozen=True)
+class Run:
+    """The arms of one finished run that were trained to their end, each as its lineage without the warm-up."""
+
+    seed: int
+    arms: dict[str, list[Result]]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a copy of the repository after its `dvc repro`."""
+    params = load_params(folder / "params.yaml")
+    results = [result for result in read_results(params.curriculum, read_folder(folder / "outputs")) if result.history]
+    parents = {entry.parent for entry in params.curriculum.values()}
     arms = {}
     for leaf in results:
         if leaf.name not in parents:
             lineage = find_lineage(results, leaf.name)
-            arms[leaf.name] = [part for part in lineage if part is leaf or part.method != "cot"]
-    return arms
+            arms[leaf.name] = [part for part in lineage if part is leaf or not _is_warm_up(part)]
+    return Run(params.seed, arms)
+
+
+def _is_warm_up(result: Result) -> bool:
+    # `coconut` at stage 0 is a chain of thought after its markers.
+    return result.method == "cot" or (result.method == "coconut" and result.latent_stage == 0)
 
 
 def curve(lineage: Sequence[Result]) -> Curve:
@@ -49,11 +63,11 @@ def curve(lineage: Sequence[Result]) -> Curve:
     return points
 
 
-def tabulate(runs: Sequence[dict[str, list[Result]]]) -> str:
+def tabulate(runs: Sequence[Run]) -> str:
     """One row an arm: test accuracy of each seed, mean and interval over seeds, updates, speed."""
     rows = []
-    for name in dict.fromkeys(name for run in runs for name in run):
-        arms = [run.get(name) for run in runs]
+    for name in dict.fromkeys(name for run in runs for name in run.arms):
+        arms = [run.arms.get(name) for run in runs]
         tested = [None if arm is None else arm[-1].metric("accuracy") for arm in arms]
         found = [accuracy for accuracy in tested if accuracy is not None]
         mean, low, high = mean_interval(found) if found else (float("nan"),) * 3
@@ -70,13 +84,14 @@ def tabulate(runs: Sequence[dict[str, list[Result]]]) -> str:
                 f"{sum(speeds) / len(speeds):.2f}",
             )
         )
-    headers = ("arm", "test accuracy by seed", "mean [95 %]", "updates after the warm-up", "speed")
+    seeds = " ".join(str(run.seed) for run in runs)
+    headers = ("arm", f"test accuracy, seeds {seeds}", "mean [95 %]", "updates after the warm-up", "speed")
     return Table(headers, rows).to_markdown()
 
 
-def draw(runs: Sequence[dict[str, list[Result]]], path: Path) -> None:
+def draw(runs: Sequence[Run], path: Path) -> None:
     """One panel an arm, one line a seed."""
-    names = list(dict.fromkeys(name for run in runs for name in run))
+    names = list(dict.fromkeys(name for run in runs for name in run.arms))
     num_columns = min(4, len(names))
     num_rows = -(-len(names) // num_columns)
     figure = Figure(figsize=(2.4 * num_columns, 1.7 * num_rows), layout="constrained")
@@ -90,8 +105,8 @@ def draw(runs: Sequence[dict[str, list[Result]]], path: Path) -> None:
         panel.tick_params(labelsize=7)
         panel.grid(axis="y", color="#e4e4e4", lw=0.6)
         for run in runs:
-            if name in run:
-                panel.plot(*zip(*curve(run[name]), strict=True), lw=1.1)
+            if name in run.arms:
+                panel.plot(*zip(*curve(run.arms[name]), strict=True), lw=1.1)
     figure.supxlabel("epochs after the warm-up", fontsize=8)
     figure.supylabel("validation accuracy", fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -102,7 +117,9 @@ def main() -> None:
     parser.add_argument("figure", type=Path, help="PNG file to write")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
     arguments = parser.parse_args()
-    runs = [read_arms(run) for run in arguments.runs]
+    runs = [read_run(folder) for folder in arguments.runs]
+    if len({run.seed for run in runs}) < len(runs):
+        parser.error("two runs of one seed: found " + ", ".join(f"{run.seed}" for run in runs) + ", wanted one a seed")
     draw(runs, arguments.figure)
     print(tabulate(runs))
 

@@ -8,7 +8,10 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from coconut.stage import begin
+
 if __name__ == "__main__":
+    inputs = begin()
     gc.disable()  # As in train.py.
 
 from coconut.config import BASE, load_params
@@ -32,4 +35,4 @@ def main() -> None:
 if __name__ == "__main__":
     gc.freeze()
     gc.enable()
-    run_stage(main, "base")
+    run_stage(main, "base", inputs=inputs)

@@ -7,6 +7,11 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from coconut.stage import begin
+
+if __name__ == "__main__":
+    inputs = begin()
+
 from coconut.config import BASE, load_params
 from coconut.data.encoder import encode_splits
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
@@ -29,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "encode")
+    run_stage(main, "encode", inputs=inputs)

@@ -8,13 +8,13 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.training.guard import die_with_parent
+from coconut.stage import begin
 
 if __name__ == "__main__":
-    die_with_parent()
+    inputs = begin()
     gc.disable()  # As in train.py.
 
-from coconut.config import load_params
+from coconut.config import BASE, load_params
 from coconut.evaluation.entry import evaluate_entry
 from coconut.runtime import run_stage
 
@@ -29,4 +29,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml, or base")
     entry_name = parser.parse_args().entry
-    run_stage(main, f"evaluate@{entry_name}", entry_name)
+    run_stage(main, "evaluate_base" if entry_name == BASE else f"evaluate@{entry_name}", entry_name, inputs=inputs)

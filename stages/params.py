@@ -6,6 +6,11 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from coconut.stage import begin
+
+if __name__ == "__main__":
+    inputs = begin()
+
 from coconut.config import load_params
 from coconut.layout import OUTPUTS_DIR
 from coconut.runtime import run_stage
@@ -21,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "params")
+    run_stage(main, "params", inputs=inputs)

@@ -3,25 +3,26 @@
 import argparse
 import gc
 import sys
+from functools import partial
 from pathlib import Path
 
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.training.guard import die_with_parent
+from coconut.stage import begin
 
 if __name__ == "__main__":
-    # First of all: the imports below take seconds, in which `dvc` may be killed.
-    die_with_parent()
+    inputs = begin()
     gc.disable()  # A quarter of the imports' time would go into looking for garbage where there is none.
 
 from coconut.config import load_params
 from coconut.runtime import run_stage
 from coconut.training.entry import train_entry
+from coconut.training.fingerprint import StageInputs
 
 
-def main(entry_name: str) -> None:
-    train_entry(load_params(), entry_name)
+def main(entry_name: str, inputs: StageInputs | None = None) -> None:
+    train_entry(load_params(), entry_name, inputs)
 
 
 if __name__ == "__main__":
@@ -30,4 +31,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml")
     entry_name = parser.parse_args().entry
-    run_stage(main, f"train@{entry_name}", entry_name)
+    run_stage(partial(main, inputs=inputs), f"train@{entry_name}", entry_name)  # Guards itself, before it writes.

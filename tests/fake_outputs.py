@@ -56,6 +56,7 @@ def write_entry(outputs_dir: Path, name: str, *, right: str, method: str = "coco
         "train_seconds": 20.0 + 10 * thoughts,
         "train_updates": 8,
         "peak_memory_mb": 500.0,
+        "train_oom_retries": 0,
         "eval_oom_retries": 0,
     }
     (entry_dir / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")

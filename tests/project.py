@@ -44,7 +44,8 @@ def make_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
         else:
             shutil.copy(source, folder / name)
     (folder / "data/raw").mkdir(parents=True)
-    (folder / "data/raw/README.md").write_text("raw files\n", encoding="utf-8")
+    for name in ("README.md", ".gitignore"):
+        shutil.copy(ROOT / "data/raw" / name, folder / "data/raw")
     write_params(folder, TINY | (changes or {}))
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")

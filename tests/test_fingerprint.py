@@ -218,8 +218,24 @@ def test_an_edit_while_the_stage_runs_is_refused_by_name(root):
     inputs.refuse_if_changed()
     replace(root / "params.yaml", "seed: 0", "seed: 1")
     replace(root / "src/coconut/loop.py", "loop", "poo")
-    with pytest.raises(ValueError, match=r"train@latent_1: changed while it ran: params\.yaml: seed, src\. No outputs"):
+    with pytest.raises(
+        ValueError, match=r"train@latent_1: changed while it ran: params\.yaml: seed, src\. Its outputs"
+    ):
         inputs.refuse_if_changed()
+
+
+def test_a_gate_that_is_raised_while_the_stage_runs_is_refused_but_changes_no_fingerprint(root):
+    inputs = StageInputs.read("train@latent_1", root)
+    replace(root / "params.yaml", "min_accuracy: 0.9", "min_accuracy: 0.95")
+    with pytest.raises(ValueError, match=r"changed while it ran: params\.yaml: curriculum\.latent_1\.min_accuracy\."):
+        inputs.refuse_if_changed()
+    assert StageInputs.read("train@latent_1", root).fingerprint == inputs.fingerprint
+
+
+def test_a_stage_is_found_by_the_command_that_runs_it(root):
+    assert StageInputs.of_command(["python", "stages/train.py", "cot"], root) == StageInputs.read("train@cot", root)
+    with pytest.raises(ValueError, match=r"dvc\.yaml: no stage whose cmd is 'python stages/train\.py cat'"):
+        StageInputs.of_command(["python", "stages/train.py", "cat"], root)
 
 
 def test_an_edit_that_is_undone_again_is_not_refused(root):

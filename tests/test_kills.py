@@ -352,7 +352,7 @@ def test_an_edit_during_the_run_is_refused_and_undoing_it_keeps_the_training(
     assert wait_for(repro, lambda: is_training(repro))
     write_params(project, {"train.weight_decay": 0.5})
     assert repro.finish() != 0
-    assert "train@cot: changed while it ran: params.yaml: train. No outputs were written" in "".join(repro.lines)
+    assert "train@cot: changed while it ran: params.yaml: train. Its outputs do not count" in "".join(repro.lines)
     assert "train@cot" not in recorded(project)
     assert not (project / "outputs/cot/checkpoint").exists()
     params.write_text(before)

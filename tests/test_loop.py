@@ -16,8 +16,8 @@ from coconut.data.views import MarkerIds
 from coconut.model.feedback import Feedback
 from coconut.training.guard import stop_on_signals
 from coconut.training.loop import Score, Stopped, Trainer
-from coconut.training.objective import check_finite
-from coconut.training.optimizer import learning_rate
+from coconut.training.objective import Cost, check_finite
+from coconut.training.optimizer import fits_optimizer, learning_rate
 from coconut.training.rows import epoch_order, split_updates, training_views
 from test_config import SHIPPED
 from tiny_models import build_tiny_model
@@ -190,7 +190,7 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_update(params:
     plenty.fit()
     little.fit()
     assert (little.objective.micro_batch, little.objective.num_oom_retries) == (2, 2)
-    assert little.summary()["num_oom_retries"] == 2
+    assert little.summary()["train_oom_retries"] == 2
     for name, weight in weights(plenty).items():
         assert (weight - weights(little)[name]).abs().max() < 5e-4, name  # Adam amplifies noise
 
@@ -233,9 +233,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(params: Params) -> No
         assert torch.equal(moment, trainer.before[name])  # type: ignore[attr-defined]
 
 
-def test_finite_numbers_pass() -> None:
-    from coconut.training.objective import Cost
+def test_the_state_before_a_loss_that_is_not_finite_is_saved(params: Params) -> None:
+    trainer = make_trainer(params, make_entry(params))
+    trainer.runtime = dataclasses.replace(trainer.runtime, save_every_s=1e9)
+    saved: list[int] = []
+    trainer.save = lambda _tensors, record: saved.append(record["update"])
+    trainer.should_stop = lambda: setattr(trainer.objective, "accumulate", not_finite) or False  # type: ignore[func-returns-value]
 
+    def not_finite(*_: Any) -> Cost:
+        return Cost(float("nan"), 1, 1, 0, 0)
+
+    with pytest.raises(ValueError, match="loss nan"):
+        trainer.fit()
+    assert saved == [1]
+
+
+def test_finite_numbers_pass() -> None:
     check_finite(Cost(1.0, 1, 1, 0, 0), 2.0, entry_name="cot", epoch=0, update=0, rows=[1])
 
 
@@ -307,6 +320,46 @@ def test_moments_taken_over_from_the_parent_go_on(params: Params) -> None:
     both.fit()
     for name, weight in weights(both).items():
         assert torch.equal(weight, weights(child)[name]), name
+
+
+@pytest.mark.parametrize(("before", "after"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_moments_of_a_parent_of_another_precision_take_this_ones(
+    params: Params, before: torch.dtype, after: torch.dtype
+) -> None:
+    entry = make_entry(params, epochs=1)
+    parent, child = make_trainer(params, entry), make_trainer(params, entry)
+    parent.model.to(before)
+    parent.fit()
+    child.model.to(after)
+    child.take_over_optimizer(parent.optimizer_state())
+    child.fit()
+    kinds = {tensor.dtype for name, tensor in child.optimizer_state().items() if "exp_avg" in name}
+    assert kinds == {after}
+
+
+def test_moments_of_eight_bit_adam_do_not_fit_adamw_and_the_reverse(params: Params) -> None:
+    trainer = make_trainer(params, make_entry(params))
+    eight_bit = {"num_updates": torch.tensor(3), "w/state1": torch.zeros(2), "w/step": torch.tensor(3)}
+    assert not fits_optimizer(trainer.optimizer, eight_bit)
+    assert fits_optimizer(trainer.optimizer, trainer.optimizer_state())
+    stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])  # Of no class of AdamW, as bitsandbytes' is.
+    assert not fits_optimizer(stranger, {"num_updates": torch.tensor(3), "w/exp_avg": torch.zeros(2)})
+
+
+def test_icot_is_validated_with_what_was_removed_in_the_last_update(params: Params) -> None:
+    trainer = make_trainer(
+        params, make_entry(params, method="icot", latent_stage=0, epochs=2, icot_tokens_per_epoch=1.0)
+    )
+    seen: list[tuple[int, int]] = []
+    score = trainer.validate
+
+    def validate() -> Score:
+        seen.append((trainer.num_removed_tokens_so_far, trainer.num_removed_tokens))
+        return score()
+
+    trainer.validate = validate
+    trainer.fit()
+    assert seen == [(0, 0), (0, 1), (1, 2)], "before the first update, and after each epoch"
 
 
 def test_max_updates_ends_an_entry_early(params: Params) -> None:

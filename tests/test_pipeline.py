@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from inprocess import canonical_splits, sums, write_rows
 from project import commit, make_project, run, stages_run, write_params
 
 pytestmark = pytest.mark.slow
@@ -169,3 +170,17 @@ def test_a_failed_gate_stops_its_children_and_nothing_else(project: Path) -> Non
     write_params(project, {"curriculum.latent_1.min_accuracy": 0.0})
     again = run(project, "dvc", "repro", "-k")
     assert "resumed at update 6" in again.stderr + again.stdout
+
+
+def test_an_experiment_in_a_work_tree_of_its_own_finds_the_data_and_the_model_that_dvc_tracks(tmp_path: Path) -> None:
+    """`--temp` and the queue see what git has: not the user's files, but what `dvc add` writes of them."""
+    project = make_project(tmp_path / "project", canonical_splits())
+    write_rows(project, sums(80))
+    shutil.copytree(project / "models/tiny", project / "models/mine")
+    run(project, "dvc", "add", "-q", "data/raw/rows.json", "models/mine")
+    commit(project)
+    tracked = run(project, "git", "ls-files", "data/raw", "models").stdout.split()
+    assert {"data/raw/rows.json.dvc", "models/mine.dvc"} <= set(tracked)
+    assert not [path for path in tracked if path.endswith("rows.json") or path.startswith("models/mine/")]
+    done = run(project, "dvc", "exp", "run", "--temp", "-S", "model=models/mine", "base")
+    assert {"preprocess", "base"} <= set(stages_run(done))

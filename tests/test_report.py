@@ -256,6 +256,21 @@ def test_the_papers_table_stands_beside_ours_where_its_arms_were_run(outputs_dir
     assert rows["iCoT"] == ["-", "-", "-", "-", "30.0, 2.2", "99.8, 3.0", "98.2, 8.2"]
 
 
+def test_an_arm_whose_end_is_not_evaluated_is_not_there_in_the_papers_table(outputs_dir):
+    for file in ("metrics.json", "predictions.jsonl"):
+        (outputs_dir / "latent_2" / file).unlink()
+    rows = {row[0]: row[1:5] for row in paper_table(read(outputs_dir, curriculum=ARMS)).rows}
+    assert rows["Coconut"] == ["latent_2", "not there", "-", "-"]
+    assert rows["No-CoT"][3] == "-", "no reference, no test"
+
+
+def test_a_warm_up_with_markers_is_no_latent_stage(outputs_dir):
+    marked = {"marked": {"parent": "cot", "method": "coconut", "latent_stage": 0, "epochs": 1, "lr": 0.001}}
+    children = {name: ARMS[name] | {"parent": "marked"} for name in ("latent_1", "straight")}
+    arms = find_arms(read(outputs_dir, curriculum={"cot": ARMS["cot"]} | marked | ARMS | children))
+    assert arms["- w/o curriculum"].name == "straight"
+
+
 def test_without_an_ablation_the_papers_table_is_left_out(outputs_dir):
     assert paper_table(read(outputs_dir)) is None
     assert "paper" not in (report(outputs_dir) / "report.md").read_text(encoding="utf-8")

@@ -17,6 +17,8 @@ from coconut.layout import LOG_DIR
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from coconut.training.fingerprint import StageInputs
+
 _LINE = "{time:HH:mm:ss} | {level: <7} | {message}"
 _DATED_LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
 
@@ -37,8 +39,11 @@ _CURES = {
 """What to do about an error of the system, by its number."""
 
 
-def run_stage(main: Callable[..., None], name: str, /, *arguments: str) -> None:
+def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: "StageInputs | None" = None) -> None:
     """Run a pipeline stage's `main` as a process: set up the logs, and end with an exit code.
+
+    Where the stage has digested its `inputs`, it fails if they changed while it ran: DVC would record
+    the new ones for the old result.
 
     A user's mistake (`ValueError`, `OSError`) becomes one message and exit code 1; its traceback
     goes to the log file only. Anything else is a defect of ours and keeps its traceback.
@@ -46,6 +51,8 @@ def run_stage(main: Callable[..., None], name: str, /, *arguments: str) -> None:
     with log_sinks(name):
         try:
             main(*arguments)
+            if inputs is not None:
+                inputs.refuse_if_changed()
         except (ValueError, OSError) as error:
             logger.opt(exception=True).debug("{} failed", name)
             logger.error("{}: {}", name, explain(error))

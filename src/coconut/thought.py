@@ -78,6 +78,18 @@ def parse_thought(thought: str) -> Form:
     )
 
 
+def check_layers(thought: str, num_layers: int) -> None:
+    """Raise a ValueError if a thought names a layer that a model of so many does not have.
+
+    >>> check_layers("hidden[-2]+suppressed[0.5:]", 3)
+    """
+    form = parse_thought(thought)
+    if form.hidden:
+        find_layer(form.hidden, num_layers)
+    if form.suppressed:
+        find_layer(form.suppressed, num_layers, lowest=1)
+
+
 def find_layer(layer: str, num_layers: int, *, lowest: int = 0) -> int:
     """Turn a layer's name into its number: 0 the embeddings, `num_layers` the state after the final norm.
 

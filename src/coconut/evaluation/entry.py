@@ -23,7 +23,7 @@ from coconut.model.feedback import load_feedback
 from coconut.model.meta import CheckpointMeta
 from coconut.runtime import build_accelerator, peak_memory_mb, shows_progress, writing
 
-_TRAIN_KEYS = ("train_seconds", "train_updates", "peak_memory_mb")
+_TRAIN_KEYS = ("train_seconds", "train_updates", "peak_memory_mb", "train_oom_retries")
 
 
 def evaluate_entry(params: Params, name: str) -> None:
@@ -92,6 +92,7 @@ METRICS = (
     "train_seconds",
     "train_updates",
     "peak_memory_mb",
+    "train_oom_retries",
     "eval_oom_retries",
 )
 """Keys of `metrics.json`, the same for every entry, test split under plain names."""
@@ -139,7 +140,8 @@ def _outcomes(evaluator: Evaluator, dataset: Any, examples: Sequence[Example], t
 def _training_metrics(name: str) -> dict[str, Any]:
     """What training cost; the untouched base model cost nothing."""
     if name == BASE:
-        return {"train_seconds": 0.0, "train_updates": 0, "peak_memory_mb": round(peak_memory_mb(), 1)}
+        cost = {"train_seconds": 0.0, "train_updates": 0, "train_oom_retries": 0}
+        return cost | {"peak_memory_mb": round(peak_memory_mb(), 1)}
     path = OUTPUTS_DIR / name / "train.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

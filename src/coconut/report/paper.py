@@ -5,7 +5,7 @@ Source: Hao et al. 2024 (arXiv:2412.06769), table 1.
 
 from collections.abc import Sequence
 
-from coconut.report.results import Result, find_last, find_lineage
+from coconut.report.results import Result, find_end, find_lineage
 from coconut.report.tables import NOTHING, Table, format_accuracy, format_number, format_p, paired_p
 
 _WITHOUT_CURRICULUM = "- w/o curriculum"
@@ -62,7 +62,8 @@ def find_arms(results: Sequence[Result]) -> dict[str, Result]:
     """Which of the entries stands for which arm of the paper: the end of that method's curriculum."""
     arms = {}
     for arm, method in _METHODS.items():
-        result = _find_without_curriculum(results) if method is None else find_last(results, method)
+        # Evaluated or not: an earlier stage in its place would pass for the whole arm.
+        result = _find_without_curriculum(results) if method is None else find_end(results, method, among=results)
         if result is not None:
             arms[arm] = result
     return arms
@@ -70,7 +71,7 @@ def find_arms(results: Sequence[Result]) -> dict[str, Result]:
 
 def _find_without_curriculum(results: Sequence[Result]) -> Result | None:
     """Find the entry that goes straight to the stage at which the curriculum of `coconut` ends."""
-    reference = find_last(results, "coconut")
+    reference = find_end(results, "coconut", among=results)
     if reference is None or _num_coconut_entries(results, reference) < 2:
         return None
     for result in results:
@@ -82,7 +83,9 @@ def _find_without_curriculum(results: Sequence[Result]) -> Result | None:
 
 
 def _num_coconut_entries(results: Sequence[Result], result: Result) -> int:
-    return sum(ancestor.method == "coconut" for ancestor in find_lineage(results, result.name))
+    # At stage 0 nothing is latent: a warm-up with markers.
+    lineage = find_lineage(results, result.name)
+    return sum(ancestor.method == "coconut" and ancestor.latent_stage > 0 for ancestor in lineage)
 
 
 def _published_header() -> list[str]:

@@ -99,12 +99,17 @@ def find_last(results: Sequence[Result], method: str) -> Result | None:
     Of several the first, so that a variant listed later does not replace it. Entries without
     predictions count only where no other is left.
     """
+    evaluated = [result for result in results if result.predictions]
+    return find_end(results, method, among=evaluated) or find_end(results, method, among=results)
 
-    def depth(result: Result) -> tuple[bool, int]:
-        lineage = find_lineage(results, result.name)
-        return bool(result.predictions), sum(ancestor.method == method for ancestor in lineage)
 
-    return max((result for result in results if result.method == method), key=depth, default=None)
+def find_end(results: Sequence[Result], method: str, *, among: Sequence[Result]) -> Result | None:
+    """Of these entries the one that trained `method` through most entries of its lineage in `results`."""
+
+    def depth(result: Result) -> int:
+        return sum(ancestor.method == method for ancestor in find_lineage(results, result.name))
+
+    return max((result for result in among if result.method == method), key=depth, default=None)
 
 
 def _read_result(entry: Entry, read_text: ReadText) -> Result:

@@ -17,19 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.config import BASE, Entry, Params
 from coconut.data.curriculum import plan_view
-from coconut.data.encoding import load_encoded
+from coconut.data.encoding import EncodedExample, load_encoded, longest_view
 from coconut.data.examples import MARKERS, read_examples
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
-from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, checkpoint_dir
+from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, SPLITS, checkpoint_dir
 from coconut.model.base import META_FILE, load_checkpoint, save_checkpoint
 from coconut.model.feedback import load_feedback, save_feedback
 from coconut.model.meta import CheckpointMeta
 from coconut.runtime import build_accelerator
-from coconut.thought import parse_thought
+from coconut.thought import check_layers, parse_thought
 from coconut.training.fingerprint import StageInputs
 from coconut.training.guard import check_free_space, stop_on_signals
 from coconut.training.loop import Score, Stopped, Trainer, write_history
+from coconut.training.optimizer import fits_optimizer
 from coconut.training.resume import ResumeStore, State, resume_dir
 from coconut.training.tracking import Track, tracking
 
@@ -38,8 +39,11 @@ _RESTORE = "`dvc repro` restores the checkpoint"
 _WRITABLE = "make room, mend its permissions or move away what stands in its place, and run `dvc repro` again"
 
 
-def train_entry(params: Params, name: str) -> None:
+def train_entry(params: Params, name: str, inputs: StageInputs | None = None) -> None:
     """Train `curriculum.<name>`, resuming if a run with the same inputs was interrupted; write its outputs.
+
+    Args:
+        inputs: as they were when the process began; read here if None.
 
     Raises:
         ValueError: for what a user can mend: damaged inputs or inputs that changed meanwhile, a loss
@@ -52,13 +56,14 @@ def train_entry(params: Params, name: str) -> None:
             f"curriculum.{name}: no such entry, wanted one of the curriculum: {', '.join(params.curriculum)}"
         )
     entry = params.curriculum[name]
-    # Read before anything else: what is edited from now on is noticed before outputs are written.
-    inputs = StageInputs.read(f"train@{name}")
+    # What is edited from now on is noticed before outputs are written.
+    inputs = inputs or StageInputs.read(f"train@{name}")
     accelerator = build_accelerator(params.runtime, entry.train.precision)
     parent_dir = checkpoint_dir(entry.parent)
     model, tokenizer, meta = load_checkpoint(parent_dir, device=str(accelerator.device), dtype=_dtype(entry))
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{parent_dir / META_FILE}: no such file, but {entry.parent} was trained; {_RESTORE}")
+    _check_the_night(params, entry, model)
     trainer = build_trainer(params, entry, accelerator, model, tokenizer, meta)
     trainer.removed_before = 0 if meta is None else meta.num_removed_tokens
     if not entry.train.reset_optimizer:
@@ -69,7 +74,7 @@ def train_entry(params: Params, name: str) -> None:
         state = store.load()
         if state is not None:
             trainer.restore_state(state.tensors, state.record)
-        _check_outputs(trainer, entry)
+        _check_outputs(trainer, entry, store.num_bytes())
         trainer.should_stop = lambda: stop.requested
         trainer.interrupting = stop.interrupting
         trainer.save = partial(_save, store, trainer)
@@ -132,6 +137,7 @@ def build_trainer(
         params.runtime,
         accelerator,
         validate=_validation(evaluator, entry),
+        validation_retries=lambda: evaluator.num_oom_retries,
     )
     if entry.method == "icot":
         trainer.validate = _validation_of_icot(trainer, evaluator)
@@ -166,11 +172,11 @@ def _validation(evaluator: Evaluator, entry: Entry) -> Any:
 
 
 def _validation_of_icot(trainer: Trainer, evaluator: Evaluator) -> Any:
-    """Validate with as many reasoning tokens removed as in training at that moment."""
+    """Validate with as many reasoning tokens removed as in the last update."""
     entry, validate = trainer.entry, trainer.validate
 
     def validate_now() -> Score:
-        removed = trainer.num_removed_tokens
+        removed = trainer.num_removed_tokens_so_far
         evaluator.plan = plan_view(entry.method, entry.latent_stage, entry.latent, num_removed_tokens=removed)
         return validate()
 
@@ -182,7 +188,13 @@ def _take_over_optimizer(trainer: Trainer, params: Params) -> None:
     path = checkpoint_dir(parent) / OPTIMIZER_FILE
     if path.exists():
         try:
-            trainer.take_over_optimizer(load_file(path))
+            moments = load_file(path)
+            if not fits_optimizer(trainer.optimizer, moments):
+                logger.warning(
+                    "{}: of another optimiser than {}; the optimiser starts fresh", path, trainer.entry.train.optimizer
+                )
+                return
+            trainer.take_over_optimizer(moments)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise ValueError(f"{path}: not whole, or of another model ({error}); {_RESTORE}") from error
     elif parent != BASE and not params.curriculum[parent].train.reset_optimizer:
@@ -206,7 +218,39 @@ def _save(store: ResumeStore, trainer: Trainer, tensors: dict[str, Tensor], reco
     store.save(State(trainer.position.update, tensors, record))
 
 
-def _check_outputs(trainer: Trainer, entry: Entry) -> None:
+def _check_the_night(params: Params, entry: Entry, model: PreTrainedModel) -> None:
+    """Find out now, and not after hours of training, what this model cannot do for an entry.
+
+    Raises:
+        ValueError: if any entry's thought is of a layer that the model lacks, or this entry's views do not fit.
+    """
+    config = model.config.get_text_config()
+    for name, other in params.curriculum.items():
+        try:
+            check_layers(other.latent.thought, config.num_hidden_layers)
+        except ValueError as error:
+            raise ValueError(f"curriculum.{name}.{error}") from None
+    num_positions = getattr(config, "max_position_embeddings", None)
+    shape = (entry.latent.c_thought, entry.latent.max_latent_stage, entry.latent.markers)
+    # The encode stage has seen to it for the shape that all entries share.
+    if num_positions is None or shape == (
+        params.latent.c_thought,
+        params.latent.max_latent_stage,
+        params.latent.markers,
+    ):
+        return
+    for split in SPLITS:
+        rows = load_encoded(ENCODED_DIR, split).select_columns(list(EncodedExample._fields))
+        length, place = max((longest_view(EncodedExample(**row), entry.latent), n) for n, row in enumerate(rows))
+        if length > num_positions:
+            raise ValueError(
+                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its c_thought,"
+                f" max_latent_stage and markers, wanted at most the model's {num_positions} positions;"
+                " take fewer thoughts, or set them in `latent`, so that longer examples are left out"
+            )
+
+
+def _check_outputs(trainer: Trainer, entry: Entry, num_bytes_of_states: int) -> None:
     """Find out now, and not after hours, that the outputs could not be written."""
     output_dir = OUTPUTS_DIR / entry.name
     try:
@@ -216,8 +260,11 @@ def _check_outputs(trainer: Trainer, entry: Entry) -> None:
     except OSError as error:
         raise OSError(f"{output_dir}: cannot be written ({error}), wanted a folder of yours; {_WRITABLE}") from error
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trainer.parameters.values())
-    # Weights and two moments; two states lie side by side, and a third while it is written.
-    check_free_space({resume_dir(): 9 * num_bytes, output_dir: 3 * num_bytes})
+    # Weights, two moments and perhaps the best weights; two states lie side by side, and a third while it is written.
+    num_copies = 4 if entry.train.select == "best" else 3
+    is_finished = trainer.position.epoch >= trainer.num_epochs
+    to_save = 0 if is_finished else max(0, 3 * num_copies * num_bytes - num_bytes_of_states)
+    check_free_space({resume_dir(): to_save, output_dir: 3 * num_bytes})
 
 
 def _pass_gate(trainer: Trainer, entry: Entry) -> None:
@@ -245,7 +292,7 @@ def write_outputs(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, params: 
         entry.latent_stage,
         entry.latent,
         prompt=params.encode.prompt,
-        num_removed_tokens=trainer.num_removed_tokens,
+        num_removed_tokens=trainer.num_removed_tokens_so_far,
     )
     history_path, summary_path = output_dir / "history.csv", output_dir / "train.json"
     try:

@@ -8,7 +8,7 @@ rather than kept a second time: what is added there is in the fingerprint at onc
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ import yaml
 
 CANNOT_CHANGE_BYTES = ("min_accuracy",)
 """Keys of a curriculum entry that decide whether a stage passes, never what it computes."""
+_GATE_SUFFIXES = tuple(f".{key}" for key in CANNOT_CHANGE_BYTES)
 
+# The same loader in C, where PyYAML has it: every stage reads these files several times.
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEMPLATE = re.compile(r"\$\{([^}]*)\}")
 # What YAML 1.2 (DVC) reads as a number and YAML 1.1 (PyYAML) as text: `1e-05`, which DVC itself writes.
 _NUMBER_READ_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -59,10 +62,23 @@ class StageInputs:
         root = Path(root)
         return cls(stage, root, _digest(_find(stage, root), root))
 
+    @classmethod
+    def of_command(cls, words: Sequence[str], root: Path | str = ".") -> "StageInputs":
+        """`read` for the stage that runs this command, `python stages/train.py cot`; the same errors."""
+        command = " ".join(words)
+        root = Path(root)
+        stage = next((stage for stage in read_pipeline(root).values() if stage.cmd == command), None)
+        if stage is None:
+            raise ValueError(f"{root / 'dvc.yaml'}: no stage whose cmd is {command!r}")
+        return cls(stage.name, root, _digest(stage, root))
+
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that stand for the stage's name and everything it depends on."""
-        return _sha256(json.dumps([self.stage, sorted(self.digests.items())]))
+        """64 hexadecimal digits that stand for the stage's name and everything that can change its bytes."""
+        return _sha256(json.dumps([self.stage, sorted(self._of_bytes().items())]))
+
+    def _of_bytes(self) -> dict[str, str]:
+        return {name: digest for name, digest in self.digests.items() if not name.endswith(_GATE_SUFFIXES)}
 
     def refuse_if_changed(self) -> None:
         """Raise when an input is no longer what it was: DVC would record the new one for the old result.
@@ -80,8 +96,8 @@ class StageInputs:
 
     def _complaint(self, what: str) -> str:
         return (
-            f"{self.stage}: changed while it ran: {what}. No outputs were written, since DVC would record the new"
-            " inputs for the old result; run `dvc repro` again, or undo the change first to keep this training"
+            f"{self.stage}: changed while it ran: {what}. Its outputs do not count, since DVC would record the new"
+            " inputs for the old result; run `dvc repro` again, or undo the change first to keep a training"
         )
 
 
@@ -184,7 +200,7 @@ def _expand(text: str, scope: dict[str, Any]) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_bytes())
+        tree = _YamlLoader(path.read_bytes()).get_single_data()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run from the repository's top folder") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -200,6 +216,8 @@ def _digest(stage: Stage, root: Path) -> dict[str, str]:
     for key in stage.params:
         value = lookup(params, key)
         if key.startswith("curriculum.") and isinstance(value, dict):
+            # Apart from the rest: an edit while the stage runs is refused like any other.
+            digests |= {f"params.yaml: {key}.{name}": canonical(value.get(name)) for name in CANNOT_CHANGE_BYTES}
             value = {name: item for name, item in value.items() if name not in CANNOT_CHANGE_BYTES}
         digests[f"params.yaml: {key}"] = canonical(value)
     for dep in stage.deps:

@@ -141,6 +141,8 @@ class Trainer:
     runtime: RuntimeConfig
     accelerator: Accelerator
     validate: Callable[[], Score]
+    validation_retries: Callable[[], int] = lambda: 0
+    """How often validation ran out of memory in this session."""
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda _tensors, _record: None
     report: Callable[[dict[str, Any]], None] = lambda _progress: None
     track: Callable[[Mapping[str, Any], int], None] = lambda _values, _update: None
@@ -187,13 +189,23 @@ class Trainer:
 
     @property
     def num_removed_tokens(self) -> int:
-        """Reasoning tokens that `icot` has removed at the current update."""
+        """Reasoning tokens that `icot` removes in the update to come."""
         return self._count_removed(self.position.update)
+
+    @property
+    def num_removed_tokens_so_far(self) -> int:
+        """Reasoning tokens that `icot` had removed in the last update: what the weights are trained for."""
+        return self._count_removed(max(0, self.position.update - 1))
 
     def _count_removed(self, update: int) -> int:
         return count_removed(
             self.entry, update=update, updates_per_epoch=self.updates_per_epoch, start=self.removed_before
         )
+
+    @property
+    def num_oom_retries(self) -> int:
+        """How often memory ran out, in updates and in validation, over all sessions."""
+        return self.objective.num_oom_retries + self.validation_retries()
 
     @property
     def seconds(self) -> float:
@@ -257,7 +269,13 @@ class Trainer:
         limit = entry.train.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), torch.inf if limit is None else limit)
         grad_norm = float(norm)
-        check_finite(cost, grad_norm, entry_name=entry.name, epoch=position.epoch, update=position.update, rows=rows)
+        try:
+            check_finite(
+                cost, grad_norm, entry_name=entry.name, epoch=position.epoch, update=position.update, rows=rows
+            )
+        except ValueError:
+            self.save_state()  # Nothing is spoiled yet: who looks for the reason finds the weights before it.
+            raise
         position.lr = learning_rate(
             entry,
             update=position.update,
@@ -379,7 +397,7 @@ class Trainer:
     def save_state(self) -> None:
         """Hand out all that a later session needs."""
         self.position.seconds, self.session_start = self.seconds, time.monotonic()
-        self.position.num_oom_retries = self.objective.num_oom_retries
+        self.position.num_oom_retries = self.num_oom_retries
         self.position.micro_batch = self.objective.micro_batch
         if self.accelerator.is_main_process:
             self.save(self.state_tensors(), dataclasses.asdict(self.position))
@@ -423,7 +441,7 @@ class Trainer:
             "train_updates": self.position.update,
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "micro_batch": self.objective.micro_batch,
-            "num_oom_retries": self.objective.num_oom_retries,
+            "train_oom_retries": self.num_oom_retries,
         }
 
 

@@ -63,6 +63,12 @@ def optimizer_tensors(
     return tensors
 
 
+def fits_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether moments were left by an optimiser of this kind; 8-bit Adam keeps others, under other names."""
+    kinds = {name.rpartition("/")[2] for name in tensors if "/" in name}
+    return not kinds or ("exp_avg" in kinds) == isinstance(optimizer, torch.optim.AdamW)
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: NamedParameters, tensors: Mapping[str, Tensor]
 ) -> int:
@@ -84,12 +90,14 @@ def restore_optimizer(
                     f" {tuple(parameter.shape)}; set train.reset_optimizer: true"
                 )
         if state:
-            optimizer.state[parameter] = {key: _place(value, parameter) for key, value in state.items()}
+            optimizer.state[parameter] = {key: _place(key, value, parameter) for key, value in state.items()}
     return int(tensors[_NUM_UPDATES])
 
 
-def _place(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
+def _place(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor | int:
     if value.ndim == 0 and not value.is_floating_point():
         return int(value)
+    # A parent of another precision has its moments in that; AdamW wants them in the parameter's.
+    dtype = parameter.dtype if key.startswith("exp_avg") else value.dtype
     # A copy, because the tensors may be a memory-mapped file that is about to be replaced.
-    return value.to(parameter.device, copy=True)
+    return value.to(parameter.device, dtype, copy=True)

@@ -145,6 +145,10 @@ class ResumeStore:
         self._last_save_s = self._last_save_end - start
         self.saving_seconds += self._last_save_s
 
+    def num_bytes(self) -> int:
+        """What the states that lie here take on the disk."""
+        return sum(file.stat().st_size for path in _state_paths(self.folder) for file in path.iterdir())
+
     def write_progress(self, update: int, *, num_updates: int, loss: float, eta_s: float | None) -> None:
         """Say where training is, for `make status` in another terminal. Losing it costs nothing."""
         progress = {

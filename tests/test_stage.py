@@ -1,0 +1,122 @@
+"""How a stage's process begins and ends: with dvc, and with the inputs that it began with."""
+
+import ast
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coconut.runtime import run_stage
+from coconut.training.fingerprint import StageInputs
+from inprocess import canonical_splits, make_folder, stage, succeed, sums, write_rows
+from project import ROOT, environment, write_params
+
+SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
+# Many rows, so that the stage is at work for seconds; it waits for its raw files at the first.
+LONG = {
+    "data.train.rows": 300_000,
+    "data.generator": {"task": "chained_arithmetic", "num_operations": 6, "modulus": 11},
+}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_begins_before_it_imports_anything_slow(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    begins = next(n for n, node in enumerate(tree.body) if "inputs = begin()" in ast.unparse(node))
+    ours = [ast.unparse(node) for node in tree.body[:begins] if "coconut" in ast.unparse(node)]
+    assert ours == ["from coconut.stage import begin"]
+
+
+def test_beginning_needs_no_torch() -> None:
+    code = "import sys, coconut.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def start_preprocess(project: Path) -> subprocess.Popen[str]:
+    """`python stages/preprocess.py`, once it has begun: its log file is there."""
+    process = subprocess.Popen(
+        [sys.executable, "stages/preprocess.py"],
+        cwd=project,
+        env=environment(project),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (project / "outputs/logs/preprocess.log").exists():
+        assert time.monotonic() < deadline, "never began"
+        time.sleep(0.01)
+    return process
+
+
+def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
+    project = make_folder(tmp_path / "project", LONG)
+    succeed(project, "params")
+    process = start_preprocess(project)
+    write_params(project, {"data.train.rows": 500})
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "preprocess: changed while it ran: params.yaml: data. Its outputs do not count" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
+def test_no_stage_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+    project = make_folder(tmp_path / "project", LONG)
+    succeed(project, "params")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess; subprocess.run(['python', 'stages/preprocess.py'])"],
+        cwd=project, env=environment(project), stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (project / "outputs/logs/preprocess.log").exists():
+        time.sleep(0.01)
+    (child,) = psutil.Process(parent.pid).children()
+    child.suspend()  # As one that hangs in the disk, which would go on after another run has begun.
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    child.resume()
+    child.wait(timeout=20)
+    assert not list((project / "data").glob("examples/*.jsonl"))
+
+
+def test_a_stage_whose_inputs_changed_ends_with_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make_folder(tmp_path / "project", {})
+    succeed(project, "params")
+    monkeypatch.chdir(project)
+    inputs = StageInputs.read("preprocess")
+
+    run_stage(lambda: None, "preprocess", inputs=inputs)
+    with pytest.raises(SystemExit) as end:
+        run_stage(lambda: write_params(project, {"data.seed": 7}), "preprocess", inputs=inputs)
+    assert end.value.code == 1
+    assert "preprocess: changed while it ran: params.yaml: data." in capsys.readouterr().err
+
+
+# --- before a night is spent ----------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(tmp_path: Path) -> Path:
+    project = make_folder(tmp_path / "project", canonical_splits())
+    write_rows(project, sums(80))
+    succeed(project, "preprocess", "base", "encode")
+    return project
+
+
+def test_the_first_stage_refuses_a_layer_that_a_later_one_would_lack(encoded: Path) -> None:
+    write_params(encoded, {"curriculum.latent_2.thought": "hidden[40]"})
+    assert (
+        "curriculum.latent_2.thought: found layer 40, but the model has 3 layers" in stage(encoded, "train@cot").error
+    )
+
+
+def test_an_entrys_own_thoughts_that_do_not_fit_the_positions_are_an_error(encoded: Path) -> None:
+    succeed(encoded, "train@cot")
+    write_params(encoded, {"curriculum.latent_1.c_thought": 60})
+    error = stage(encoded, "train@latent_1").error
+    assert "curriculum.latent_1: row " in error
+    assert "columns with its c_thought, max_latent_stage and markers, wanted at most the model's" in error
