@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from coconut.config import LatentConfig
 from coconut.data import encoder
-from coconut.data.encoder import Job, encode_splits
-from coconut.data.encoding import EncodedExample, load_encoded, longest_view
+from coconut.data.encoder import Job, encode_splits, longest_view
+from coconut.data.encoding import EncodedExample, load_encoded
 from coconut.data.examples import Example, write_examples
 from coconut.data.tokenizer import build_word_tokenizer
 

@@ -1,6 +1,8 @@
 """How a stage's process begins and ends: with dvc, and with the inputs that it began with."""
 
 import ast
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +57,12 @@ def start_preprocess(project: Path) -> subprocess.Popen[str]:
 def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", LONG)
     succeed(project, "params")
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    shutil.copy(project / "params.yaml", edited)
+    write_params(edited, {"data.train.rows": 500})
     process = start_preprocess(project)
-    write_params(project, {"data.train.rows": 500})
+    (edited / "params.yaml").replace(project / "params.yaml")  # In one stroke: the stage may be reading it.
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "preprocess: changed while it ran: params.yaml: data. Its outputs do not count" in errors
@@ -70,7 +76,9 @@ def test_no_stage_outlives_the_process_that_started_it(tmp_path: Path) -> None:
         [sys.executable, "-c", "import subprocess; subprocess.run(['python', 'stages/preprocess.py'])"],
         cwd=project, env=environment(project), stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    deadline = time.monotonic() + 60
     while not (project / "outputs/logs/preprocess.log").exists():
+        assert time.monotonic() < deadline, "never began"
         time.sleep(0.01)
     (child,) = psutil.Process(parent.pid).children()
     child.suspend()  # As one that hangs in the disk, which would go on after another run has begun.
@@ -119,4 +127,47 @@ def test_an_entrys_own_thoughts_that_do_not_fit_the_positions_are_an_error(encod
     write_params(encoded, {"curriculum.latent_1.c_thought": 60})
     error = stage(encoded, "train@latent_1").error
     assert "curriculum.latent_1: row " in error
-    assert "columns with its c_thought, max_latent_stage and markers, wanted at most the model's" in error
+    assert "columns with its c_thought, max_latent_stage, markers, wanted at most the model's" in error
+
+
+def test_thoughts_that_an_entry_never_shows_need_no_positions(encoded: Path) -> None:
+    """Its two stages would take 2 x 28 of the 64 positions and more; it shows the first alone."""
+    own = {"c_thought": 28, "uniform_prob": 0.0}
+    write_params(encoded, {f"curriculum.latent_1.{key}": value for key, value in own.items()})
+    succeed(encoded, "train@cot", "train@latent_1")
+    write_params(encoded, {"curriculum.latent_1.uniform_prob": 0.3})
+    assert "curriculum.latent_1: row " in stage(encoded, "train@latent_1").error
+
+
+def test_an_icot_entry_goes_on_where_its_parents_schedule_ended(encoded: Path) -> None:
+    first = {
+        "parent": "base",
+        "method": "icot",
+        "latent_stage": 0,
+        "epochs": 1,
+        "lr": 2e-3,
+        "icot_tokens_per_epoch": 1.0,
+        "icot_smoothing": 4.0,
+    }
+    names = ("one", "two", "three")
+    entries = {name: first | {"parent": parent} for name, parent in zip(names, ("base", *names), strict=False)}
+    write_params(encoded, {"curriculum": entries})
+    succeed(encoded, *(f"train@{name}" for name in names))
+    metas = [json.loads((encoded / f"outputs/{name}/checkpoint/coconut.json").read_text()) for name in names]
+    assert [(meta["num_removed_tokens"], meta["num_removed_at_end"]) for meta in metas] == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
+def test_a_stage_that_is_told_to_end_leaves_no_worker_behind(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing as m, sys, time\nfrom coconut.stage import begin\nbegin()\n"
+        "with m.Pool(2) as pool:\n    pool.map(abs, range(4))\n    print('ready', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert psutil.wait_procs(workers, timeout=30)[1] == []

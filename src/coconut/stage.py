@@ -3,10 +3,12 @@
 Importing this module is cheap (no torch).
 """
 
+import signal
 import sys
+from types import FrameType
 
 from coconut.training.fingerprint import StageInputs
-from coconut.training.guard import die_with_parent
+from coconut.training.guard import Preempted, die_with_parent
 
 
 def begin() -> StageInputs | None:
@@ -14,11 +16,20 @@ def begin() -> StageInputs | None:
 
     First of all: the imports that follow take seconds, in which `dvc` may be killed or a module edited.
 
+    SIGTERM, by which the end of `dvc` is told, ends it in order: what it has started or half written, worker
+    processes above all, must not stay. (`train` saves its state then; see `guard.stop_on_signals`.)
+
     Returns:
-        None where `dvc.yaml` or what it names cannot be read; `main` says what is wrong with it.
+        None where `dvc.yaml` or what it names cannot be read, of which `main` says what is wrong, or where no
+        stage has this command: a script that is run by hand in another way.
     """
+    signal.signal(signal.SIGTERM, _end)
     die_with_parent()
     try:
         return StageInputs.of_command(["python", *sys.argv])
     except (ValueError, OSError):
         return None
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise Preempted(128 + number)

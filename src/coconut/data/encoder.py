@@ -22,7 +22,6 @@ from coconut.data.encoding import (
     example_texts,
     find_special_tokens,
     find_unknown_word,
-    longest_view,
     tokenize_texts,
 )
 from coconut.data.examples import Example, read_examples
@@ -213,6 +212,15 @@ def _joined(row: EncodedExample) -> list[int]:
 
 def _without_space(text: str) -> str:
     return "".join(text.split())
+
+
+def longest_view(row: EncodedExample, job: Job) -> int:
+    """Columns of the example's longest view, over all latent stages."""
+    num_tokens = num_remaining = sum(map(len, row.steps_ids))
+    for stage in range(1, job.max_latent_stage + 1):
+        num_remaining -= len(row.steps_ids[stage - 1]) if stage <= len(row.steps_ids) else 0
+        num_tokens = max(num_tokens, num_remaining + stage * job.c_thought)
+    return len(row.question_ids) + 2 * job.markers + num_tokens + len(row.answer_ids)
 
 
 # --- writing --------------------------------------------------------------------------------

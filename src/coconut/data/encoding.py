@@ -7,7 +7,7 @@ off steps leaves the ids of what remains as they were.
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from coconut.data.examples import MARKERS, Example
 
@@ -30,17 +30,6 @@ class EncodedExample(NamedTuple):
     question_ids: list[int]
     steps_ids: list[list[int]]
     answer_ids: list[int]
-
-
-class ViewShape(Protocol):
-    """What decides how long views can be; a `LatentConfig`, for one."""
-
-    @property
-    def c_thought(self) -> int: ...
-    @property
-    def max_latent_stage(self) -> int: ...
-    @property
-    def markers(self) -> bool: ...
 
 
 def example_texts(tokenizer: "PreTrainedTokenizerBase", example: Example, prompt: str = "plain") -> list[str]:
@@ -168,15 +157,6 @@ def _question_text(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: 
         date_string=_TEMPLATE_DATE,
     )
     return text
-
-
-def longest_view(row: EncodedExample, shape: "ViewShape") -> int:
-    """Columns of the example's longest view, over all latent stages."""
-    num_tokens = num_remaining = sum(map(len, row.steps_ids))
-    for stage in range(1, shape.max_latent_stage + 1):
-        num_remaining -= len(row.steps_ids[stage - 1]) if stage <= len(row.steps_ids) else 0
-        num_tokens = max(num_tokens, num_remaining + stage * shape.c_thought)
-    return len(row.question_ids) + 2 * shape.markers + num_tokens + len(row.answer_ids)
 
 
 def load_encoded(encoded_dir: Path, split: str) -> "Dataset":

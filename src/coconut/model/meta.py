@@ -21,11 +21,20 @@ class CheckpointMeta:
     parallel_iterations: int
     prompt: str
     num_removed_tokens: int = 0
-    """Reasoning tokens that `icot` had removed at its end; 0 for other methods."""
+    """Reasoning tokens that `icot` had removed in its last update; 0 for other methods."""
+    num_removed_at_end: int = 0
+    """What its schedule had come to by then, from where a child goes on."""
 
     @classmethod
     def of(
-        cls, method: Method, latent_stage: int, latent: LatentConfig, *, prompt: str, num_removed_tokens: int = 0
+        cls,
+        method: Method,
+        latent_stage: int,
+        latent: LatentConfig,
+        *,
+        prompt: str,
+        num_removed_tokens: int = 0,
+        num_removed_at_end: int = 0,
     ) -> "CheckpointMeta":
         """What an entry with these values leaves to its users."""
         return cls(
@@ -39,6 +48,7 @@ class CheckpointMeta:
             parallel_iterations=latent.parallel_iterations,
             prompt=prompt,
             num_removed_tokens=num_removed_tokens,
+            num_removed_at_end=num_removed_at_end,
         )
 
     def latent_config(self) -> LatentConfig:

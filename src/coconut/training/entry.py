@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.config import BASE, Entry, Params
 from coconut.data.curriculum import plan_view
-from coconut.data.encoding import EncodedExample, load_encoded, longest_view
+from coconut.data.encoding import EncodedExample, load_encoded
 from coconut.data.examples import MARKERS, read_examples
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
@@ -35,6 +35,7 @@ from coconut.training.resume import ResumeStore, State, resume_dir
 from coconut.training.tracking import Track, tracking
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+_SHAPE = ("c_thought", "max_latent_stage", "markers")
 _RESTORE = "`dvc repro` restores the checkpoint"
 _WRITABLE = "make room, mend its permissions or move away what stands in its place, and run `dvc repro` again"
 
@@ -65,7 +66,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         raise ValueError(f"{parent_dir / META_FILE}: no such file, but {entry.parent} was trained; {_RESTORE}")
     _check_the_night(params, entry, model)
     trainer = build_trainer(params, entry, accelerator, model, tokenizer, meta)
-    trainer.removed_before = 0 if meta is None else meta.num_removed_tokens
+    trainer.removed_before = 0 if meta is None else meta.num_removed_at_end
     if not entry.train.reset_optimizer:
         _take_over_optimizer(trainer, params)
     with ExitStack() as stack:
@@ -231,23 +232,28 @@ def _check_the_night(params: Params, entry: Entry, model: PreTrainedModel) -> No
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
     num_positions = getattr(config, "max_position_embeddings", None)
-    shape = (entry.latent.c_thought, entry.latent.max_latent_stage, entry.latent.markers)
-    # The encode stage has seen to it for the shape that all entries share.
-    if num_positions is None or shape == (
-        params.latent.c_thought,
-        params.latent.max_latent_stage,
-        params.latent.markers,
-    ):
-        return
+    shared, own = params.latent, entry.latent
+    if num_positions is None or all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
+        return  # The encode stage has left out what does not fit in the shape that all entries share.
     for split in SPLITS:
         rows = load_encoded(ENCODED_DIR, split).select_columns(list(EncodedExample._fields))
-        length, place = max((longest_view(EncodedExample(**row), entry.latent), n) for n, row in enumerate(rows))
+        length, place = max((_longest_view(EncodedExample(**row), entry), n) for n, row in enumerate(rows))
         if length > num_positions:
             raise ValueError(
-                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its c_thought,"
-                f" max_latent_stage and markers, wanted at most the model's {num_positions} positions;"
+                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"
+                f" wanted at most the model's {num_positions} positions;"
                 " take fewer thoughts, or set them in `latent`, so that longer examples are left out"
             )
+
+
+def _longest_view(row: EncodedExample, entry: Entry) -> int:
+    """Columns of the longest view of an example that this entry shows."""
+    stages = range(entry.latent.max_latent_stage + 2) if entry.latent.uniform_prob else [entry.latent_stage]
+    plans = [plan_view(entry.method, stage, entry.latent) for stage in stages]
+    num_tokens = [
+        plan.num_latents + 2 * plan.markers + sum(map(len, row.steps_ids[plan.num_dropped_steps :])) for plan in plans
+    ]
+    return len(row.question_ids) + max(num_tokens) + len(row.answer_ids)
 
 
 def _check_outputs(trainer: Trainer, entry: Entry, num_bytes_of_states: int) -> None:
@@ -293,6 +299,7 @@ def write_outputs(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, params: 
         entry.latent,
         prompt=params.encode.prompt,
         num_removed_tokens=trainer.num_removed_tokens_so_far,
+        num_removed_at_end=trainer.num_removed_tokens,
     )
     history_path, summary_path = output_dir / "history.csv", output_dir / "train.json"
     try:

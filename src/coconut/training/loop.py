@@ -9,7 +9,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -274,7 +274,10 @@ class Trainer:
                 cost, grad_norm, entry_name=entry.name, epoch=position.epoch, update=position.update, rows=rows
             )
         except ValueError:
-            self.save_state()  # Nothing is spoiled yet: who looks for the reason finds the weights before it.
+            # Unless an update before has spoiled them, who looks for the reason finds the weights before it.
+            if all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):
+                with suppress(OSError):  # A full disk is not the reason that is looked for.
+                    self.save_state()
             raise
         position.lr = learning_rate(
             entry,

@@ -121,6 +121,6 @@ def check_finite(
     shown = ", ".join(map(str, rows[:16])) + (", ..." if len(rows) > 16 else "")
     raise ValueError(
         f"curriculum.{entry_name}: loss {cost.loss:g}, gradient norm {grad_norm:g} in epoch {epoch + 1}, update"
-        f" {update + 1}, rows {shown}; wanted finite numbers. The weights before this update are kept;"
+        f" {update + 1}, rows {shown}; wanted finite numbers. Nothing was updated, the last good state is kept;"
         " try a lower lr, more train.warmup_updates, a train.max_grad_norm, or precision fp32"
     )
