@@ -99,10 +99,10 @@ def main() -> None:
     for name in chosen:
         started, before = time.perf_counter(), machine(arguments.device)
         result = parts[name](device=arguments.device, repeats=arguments.repeats, results_dir=results_dir)
-        result |= {"seconds": round(time.perf_counter() - started, 1), "machine": before}
+        result |= {"took_s": round(time.perf_counter() - started, 1), "machine": before}
         result["load_after"] = os.getloadavg()[0]
         (results_dir / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"{name}: {result['seconds']:.0f} s, load {before['load']:.1f} before, {result['load_after']:.1f} after")
+        print(f"{name}: {result['took_s']:.0f} s, load {before['load']:.1f} before, {result['load_after']:.1f} after")
         tables.write(HERE / "results")
     print((HERE / "results" / "results.md").read_text(encoding="utf-8"))
 
