@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. Every test runs offline and on one thread."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,14 @@ from loguru import logger
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What a test starts inherits this. A shell's background jobs ignore SIGINT, and some supervisors block
+# SIGTERM: tests that send them would wait for nothing.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+if hasattr(signal, "pthread_sigmask"):
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

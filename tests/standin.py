@@ -5,7 +5,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,11 +124,6 @@ def run(root: Path, *command: str, **options: Any) -> subprocess.CompletedProces
     )
 
 
-def _heed_sigint() -> None:
-    """Undo what a shell does to its background jobs, tests among them: they, and all they start, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start(root: Path, *command: str, **options: Any) -> subprocess.Popen[str]:
     """Start `python -m COMMAND` in the repository, in a session of its own."""
     return subprocess.Popen(
@@ -140,5 +134,5 @@ def start(root: Path, *command: str, **options: Any) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **({"preexec_fn": _heed_sigint} | options),
+        **options,
     )

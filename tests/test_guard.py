@@ -84,6 +84,17 @@ def test_a_signal_ignored_by_nohup_stays_ignored():
     assert out == "saving SIGTERM\n"
 
 
+def block_all_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def test_a_signal_that_was_blocked_before_is_heeded():
+    process = start(loop(), preexec_fn=block_all_signals)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("saving SIGTERM\n", 143)
+
+
 def test_handlers_are_put_back_and_the_alarm_is_off_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     with guard.stop_on_signals() as stop:
@@ -145,15 +156,15 @@ def wait_until_gone(pid: int) -> bool:
 
 
 @linux_only
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_the_child_dies_with_its_parent(name):
+@pytest.mark.parametrize("setup", [None, block_all_signals], ids=["", "blocked"])
+def test_the_child_dies_with_its_parent(setup):
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, CHILD.format(before="")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, CHILD.format(before="")], stdout=subprocess.PIPE, text=True, preexec_fn=setup
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert is_running(child)
-    parent.send_signal(signal.Signals[name])
+    parent.kill()
     parent.wait(5)
     assert wait_until_gone(child)
 

@@ -223,6 +223,23 @@ def test_two_nights_never_share_a_repository(root):
 
 
 @pytest.mark.slow
+def test_a_night_whose_signals_were_blocked_ends_when_asked_to(root):
+    standin.behave(root, {"base": [{"nap": 60}]})
+    night = standin.start(
+        root,
+        "coconut.overnight",
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()),
+    )
+    assert night.stdout is not None
+    while "Running stage 'base'" not in night.stdout.readline():
+        pass
+    night.terminate()
+    out, _ = night.communicate(timeout=30)
+    assert night.returncode != 0
+    assert "SIGTERM" in out
+
+
+@pytest.mark.slow
 def test_a_closed_terminal_does_not_end_the_night(root):
     """`nohup`, and a pipe whose reader is gone."""
     standin.behave(root, {"base": [{"nap": 1}]})

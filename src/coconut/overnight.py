@@ -29,12 +29,11 @@ from coconut.layout import OUTPUTS_DIR
 from coconut.repro_log import Outcome, ReproLog, describe_exit
 from coconut.status import stage_rows
 from coconut.training.fingerprint import fingerprint, read_pipeline
-from coconut.training.guard import GRACE_S, die_with_parent
+from coconut.training.guard import GRACE_S, STOP_SIGNALS, die_with_parent, unblock
 from coconut.training.resume import last_update, resume_dir, try_lock
 
 JOURNAL_DIR = OUTPUTS_DIR / "overnight"
 LONGEST_PAUSE_S = 600.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Journal:
@@ -306,10 +305,11 @@ def main() -> int:
                 prune(root, journal)
                 return 0
             night = Night(root, arguments.targets, journal)
-            for number in (*_STOP_SIGNALS, signal.SIGALRM):
+            for number in (*STOP_SIGNALS, signal.SIGALRM):
                 # What was ignored (`nohup`) stays ignored.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, night.stop)
+            unblock()
             try:
                 return night.run(Patience(arguments.tries, arguments.pause_s))
             finally:  # Whatever ended the night: what it brought is worth knowing.

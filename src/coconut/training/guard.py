@@ -17,7 +17,7 @@ GRACE_S = 25
 """Time between the request to stop and the end. A preempted machine gives 30 s."""
 
 _PR_SET_PDEATHSIG = 1
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -83,14 +83,25 @@ def stop_on_signals() -> Iterator[Stop]:
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.note(number)
 
-    heeded = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}
+    unblock()
     try:
         yield stop
     finally:
         signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def unblock() -> None:
+    """Let the signals that this project relies on reach this process, and those that it will start.
+
+    A process inherits what is blocked, and some supervisors start theirs with SIGTERM blocked: a trainer
+    would outlive its `dvc`, and a preempted machine would take the update since the last save with it.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOP_SIGNALS, signal.SIGALRM))
 
 
 def die_with_parent() -> None:
@@ -100,6 +111,7 @@ def die_with_parent() -> None:
     """
     if sys.platform != "linux":
         return
+    unblock()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
