@@ -11,9 +11,13 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from coconut.model import layers, products
+from coconut.data.collator import collate
+from coconut.data.views import IGNORED, View
+from coconut.model import columns, latent, layers, products
+from coconut.model.feedback import Feedback
+from coconut.model.latent import latent_nll
 from coconut.model.layers import BatchLayers
-from tiny_models import FAMILIES, build_tiny_model
+from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,9 @@ class Chain(nn.Module):
         nn.init.normal_(self.second.bias)
 
     def get_output_embeddings(self) -> None:
+        return None
+
+    def get_input_embeddings(self) -> None:
         return None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,11 +76,11 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert (found[name] - gradient).abs().max() <= tolerance * max(1.0, float(gradient.abs().max())), name
 
 
-@pytest.mark.parametrize("max_kept_rows", [None, 3, 0], ids=["all", "thin-passes", "none"])
-def test_gradients_are_those_of_the_plain_layers(max_kept_rows: int | None) -> None:
+@pytest.mark.parametrize("saves_memory", [False, True])
+def test_gradients_are_those_of_the_plain_layers(saves_memory: bool) -> None:
     chain = Chain()
     expected = gradients(chain, read_in_passes(chain, None))
-    found = gradients(chain, read_in_passes(chain, BatchLayers(chain, max_kept_rows=max_kept_rows)))
+    found = gradients(chain, read_in_passes(chain, BatchLayers(chain, saves_memory=saves_memory)))
     assert len(expected) == 5
     assert_close(found, expected)
 
@@ -186,6 +193,139 @@ def test_autocast_computes_in_bf16_and_gives_gradients_in_float32() -> None:
         scale = float(gradient.abs().max())
         ours, theirs = (float((g[name] - gradient).abs().max()) / scale for g in (found, expected))
         assert ours < max(0.03, 1.5 * theirs), name
+
+
+@pytest.mark.parametrize("max_kept", [1, 40, 60, 200])
+def test_no_more_is_kept_than_was_allowed(max_kept: int) -> None:
+    torch.manual_seed(0)
+    chain = Chain()
+    factors = layers._Linear(chain.first, max_kept).factors
+    passes = [(torch.randn(rows, 4), torch.randn(rows, 6)) for rows in (1, 3, 2, 7, 1, 1, 4)]
+    total, bias_total = torch.zeros(6, 4), torch.zeros(6)
+    for input, gradient in passes:
+        formed = factors.add(input, gradient)
+        assert sum(kept.numel() for kept in (*factors.inputs, *factors.gradients)) <= max_kept
+        if formed is not None:
+            total, bias_total = total + formed[0], bias_total + formed[1]
+    rest = factors.take()
+    if rest is not None:
+        total, bias_total = total + rest[0], bias_total + rest[1]
+    inputs, gradients = (torch.cat(parts) for parts in zip(*passes, strict=True))
+    assert (total - gradients.T @ inputs).abs().max() < 1e-5
+    assert (bias_total - gradients.sum(dim=0)).abs().max() < 1e-5
+
+
+def some_views() -> list[View]:
+    """Thoughts, repeated tokens, padding, and a question that holds the id of padding as well."""
+    views = []
+    for length, target in ((7, 4), (3, 2), (7, 6)):
+        ids = [(5 * i) % 13 for i in range(length)] + [2, 2, 2] + [7] * target
+        labels = [IGNORED] * (length + 3) + [7] * target
+        views.append(View(ids, labels, prefix_length=length, num_slots=3, num_thoughts=3))
+    return views
+
+
+def loss_of(model: PreTrainedModel, *, checkpoint_activations: bool = False) -> Tensor:
+    batch = collate(some_views(), pad_id=0)._asdict()
+    nll, num_tokens = latent_nll(model, Feedback(), **batch, checkpoint_activations=checkpoint_activations)
+    return nll / num_tokens
+
+
+def tied_model(family: str) -> PreTrainedModel:
+    model = build_tiny_model(family, tie_word_embeddings=True)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return model
+
+
+def of_the_librarys_layers(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel) -> dict[str, Tensor]:
+    with monkeypatch.context() as context:
+        context.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 60)
+        context.setattr(products, "MIN_MULTIPLICATIONS", 1 << 60)
+        return gradients(model, loss_of(model))
+
+
+@pytest.mark.parametrize("chunk", [1 << 25, 3 * VOCAB_SIZE], ids=["at-once", "in-chunks"])
+@pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma", "gemma3_text"])
+def test_tied_embeddings_get_the_gradient_of_both_uses(
+    monkeypatch: pytest.MonkeyPatch, family: str, checkpoint_activations: bool, chunk: int
+) -> None:
+    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+    model = tied_model(family)
+    expected = of_the_librarys_layers(monkeypatch, model)
+    monkeypatch.setattr(latent, "CHUNK_LOGITS", chunk)
+    for _ in range(2):
+        found = gradients(model, loss_of(model, checkpoint_activations=checkpoint_activations))
+        assert_close(found, expected)
+
+
+def test_an_embedding_of_padding_gets_no_gradient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("llama")
+    model.get_input_embeddings().padding_idx = 5  # A token of the questions.
+    expected = of_the_librarys_layers(monkeypatch, model)
+    assert_close(gradients(model, loss_of(model)), expected)
+    model.get_input_embeddings().padding_idx = None
+    with pytest.raises(AssertionError, match="embed_tokens"):
+        assert_close(gradients(model, loss_of(model)), expected)
+
+
+def test_tied_embeddings_in_bf16_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("gpt2")
+    exact = of_the_librarys_layers(monkeypatch, model)["transformer.wte.weight"]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model)
+    found = gradients(model, loss)["transformer.wte.weight"]
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_tied_embeddings_whose_head_is_not_asked_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("gpt2")
+    batch = collate(some_views(), pad_id=0)._asdict()
+    del batch["labels_BT"]
+    hidden = latent.read_columns(model, Feedback(), **batch).hidden_BTD
+    found = gradients(model, hidden[:, -1].square().sum())
+    with monkeypatch.context() as context:
+        context.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 60)
+        hidden = latent.read_columns(model, Feedback(), **batch).hidden_BTD
+    assert_close(found, gradients(model, hidden[:, -1].square().sum()))
+
+
+def test_tied_embeddings_give_the_same_again_and_their_hooks_see_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("gpt2")
+    name, weight = "transformer.wte.weight", model.transformer.wte.weight
+    expected = of_the_librarys_layers(monkeypatch, model)[name]
+    loss = loss_of(model)
+    torch.autograd.grad(loss, model.transformer.wpe.weight, retain_graph=True)  # Stops short of the gate.
+    model.zero_grad()
+    seen: list[Tensor] = []
+    weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    loss.backward(retain_graph=True)
+    (asked_for,) = torch.autograd.grad(loss, weight)
+    for gradient in (weight.grad, asked_for):
+        assert_close({name: gradient}, {name: expected})
+    assert len(seen) == 2
+
+
+def test_frozen_tied_embeddings_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("gpt2")
+    model.transformer.wte.weight.requires_grad_(False)
+    expected = of_the_librarys_layers(monkeypatch, model)
+    found = gradients(model, loss_of(model))
+    assert "transformer.wte.weight" not in found
+    assert_close(found, expected)
+
+
+def test_one_gradient_stands_for_tied_embeddings_and_head() -> None:
+    """Counted among the allocations, for that is what it is for; autograd makes three of this size."""
+    model = build_tiny_model("gpt2", vocab_size=5003)
+    loss_of(model).backward()
+    loss = loss_of(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        loss.backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    num_bytes = 4 * model.transformer.wte.weight.numel()
+    assert sum(event.nbytes() == num_bytes for event in events) == 1
 
 
 def test_nothing_is_kept_when_backward_is_never_called() -> None:

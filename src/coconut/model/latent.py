@@ -13,7 +13,7 @@ Source: Hao et al. 2024 (arXiv:2412.06769), section 3.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,7 +66,8 @@ def read_columns(
 
     Args:
         num_further_columns: room to take in the cache for columns that will be read after these.
-        checkpoint_activations: keep only what enters a pass, and run it again in the backward pass.
+        checkpoint_activations: keep only what enters each layer, and run it again in the backward pass. Passes of
+            one column keep all: the weights' gradients need most of it, and running them again costs the most time.
 
     Raises:
         ValueError: if a row has a latent in column 0, which nothing could feed.
@@ -74,9 +75,10 @@ def read_columns(
     latent_columns = is_latent_BT.any(dim=0).nonzero().flatten().tolist()
     if latent_columns and latent_columns[0] == 0:
         raise ValueError("a latent stands in column 0, where no column before it can feed it; give it a question")
-    num_rows, num_columns = input_ids_BT.shape
-    embeds_BTD = model.get_input_embeddings()(input_ids_BT)
-    layers = BatchLayers(model, max_kept_rows=num_rows if checkpoint_activations else None)
+    num_columns = input_ids_BT.shape[1]
+    layers = BatchLayers(model, saves_memory=checkpoint_activations)
+    with layers.active():
+        embeds_BTD = model.get_input_embeddings()(input_ids_BT)
     in_parallel = bool(latent_columns) and feedback.parallel_iterations > 0
     cache: Cache = DynamicCache(config=model.config)
     if not in_parallel and can_store(model, num_columns + num_further_columns):
@@ -122,8 +124,8 @@ def read_pass(
     attention_mask_BT: Tensor,
     position_ids_BS: Tensor,
     cache: Cache,
+    layers: BatchLayers,
     all_layers: bool = False,
-    layers: BatchLayers | None = None,
     checkpoint_activations: bool = False,
 ) -> BaseModelOutput:
     """Run the decoder body over the next S columns on top of the cache, which grows by S.
@@ -133,7 +135,6 @@ def read_pass(
 
     Args:
         attention_mask_BT: of all columns up to these; a `ColumnStore` knows it, and does not look.
-        layers: how the model's layers run; as they are if None.
     """
     run = partial(
         _run_body,
@@ -143,10 +144,11 @@ def read_pass(
         all_layers=all_layers,
         layers=layers,
     )
-    if checkpoint_activations and torch.is_grad_enabled() and isinstance(cache, ColumnStore):
-        output = checkpoint(run, embeds_BSD, cache, use_reentrant=False)
-    elif checkpoint_activations and torch.is_grad_enabled():
-        # Another cache would grow once more when the pass runs again, so each run grows a copy.
+    checkpoint_activations = checkpoint_activations and torch.is_grad_enabled()
+    if isinstance(cache, ColumnStore):
+        output = run(embeds_BSD, cache, checkpoint_layers=checkpoint_activations and embeds_BSD.shape[1] > 1)
+    elif checkpoint_activations:
+        # Another cache would grow once more when a layer runs again, so each run of a pass grows a copy.
         output, grown = checkpoint(_run_on_copy, run, embeds_BSD, copy_cache(cache), use_reentrant=False)
         cache.layers = grown.layers
     else:
@@ -170,18 +172,19 @@ def _run_body(
     attention_mask_BT: Tensor,
     position_ids_BS: Tensor,
     all_layers: bool,
-    layers: BatchLayers | None,
+    layers: BatchLayers,
+    checkpoint_layers: bool = False,
 ) -> BaseModelOutput:
     inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "output_hidden_states": all_layers}
-    with ExitStack() as stack:
-        stack.enter_context(nullcontext() if layers is None else layers.active())
-        if not isinstance(cache, ColumnStore):
+    if not isinstance(cache, ColumnStore):
+        with layers.active():
             return model.base_model(
                 inputs_embeds=embeds_BSD, attention_mask=attention_mask_BT, position_ids=position_ids_BS, **inputs
             )
-        stop = attention_mask_BT.shape[1]
-        current = cache.begin(stop - embeds_BSD.shape[1], stop)
-        stack.enter_context(attention_through(cache, model, current))
+    stop = attention_mask_BT.shape[1]
+    current = cache.begin(stop - embeds_BSD.shape[1], stop)
+    through_store = partial(attention_through, cache, model, current)
+    with layers.active(recompute_in=through_store if checkpoint_layers else None), through_store():
         output = model.base_model(
             inputs_embeds=cache.pack(embeds_BSD, current),
             position_ids=cache.pack(position_ids_BS, current),

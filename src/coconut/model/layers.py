@@ -11,19 +11,25 @@ Here a linear layer keeps the inputs and output gradients of its passes, and mul
 
 The gate is an ordinary node of the autograd graph that runs when all passes have, so `backward`,
 `autograd.grad`, hooks, tied and frozen weights, and accumulation work as ever.
+
+Where the head is tied to the embeddings, one gradient of V x D stands for both from the start. Autograd
+would make one of each and add them up: at V = 151,936 that is half a gigabyte for each 896 of D.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from coconut.model.products import linear, prefers_onednn
@@ -36,32 +42,62 @@ class BatchLayers:
     """The layers of one model during one batch: `with layers.active():` around each pass.
 
     Args:
-        max_kept_rows: passes with more rows form their share of a weight's gradient at once, which
-            keeps less in memory. None: no pass does.
+        saves_memory: keep no more of a weight's gradient, as inputs and output gradients, than the gradient
+            itself would take. Without checkpoints these are there anyway, as activations.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_kept_rows: int | None = None) -> None:
-        head = model.get_output_embeddings()
-        self.forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+    def __init__(self, model: PreTrainedModel, *, saves_memory: bool = False) -> None:
+        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        self.blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         for module in model.modules():
             if "forward" in module.__dict__:
                 continue  # Somebody else has replaced it already, and means it.
             if type(module) is NewGELUActivation:
                 self.forwards.append((module, fused_gelu))
             elif type(module) in (nn.Linear, Conv1D):
-                limit = 0 if module is head else max_kept_rows
-                self.forwards.append((module, _Linear(module, limit)))
+                # The head's output gradients are larger than all other activations.
+                max_kept = module.weight.numel() if saves_memory or module is head else None
+                linear_layer = _Linear(module, max_kept)
+                self.forwards.append((module, linear_layer))
+                if module is head and _is_tied(embeddings, linear_layer):
+                    self.forwards.append((embeddings, _TiedEmbeddings(embeddings, linear_layer)))
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Run the model's layers this way until the block ends."""
+    def active(self, recompute_in: Callable[[], AbstractContextManager[None]] | None = None) -> Iterator[None]:
+        """Run the model's layers this way until the block ends.
+
+        Args:
+            recompute_in: keep only what enters each of the decoder's layers, and run the layer again in the
+                backward pass, in the context that this makes.
+        """
+        forwards = list(self.forwards)
+        if recompute_in is not None:
+            forwards += [(block, self._checkpointed(block, recompute_in)) for block in self.blocks]
         try:
-            for module, forward in self.forwards:
+            for module, forward in forwards:
                 module.forward = forward
             yield
         finally:
-            for module, _ in self.forwards:
+            for module, _ in forwards:
                 module.__dict__.pop("forward", None)
+
+    def _checkpointed(
+        self, block: nn.Module, recompute_in: Callable[[], AbstractContextManager[None]]
+    ) -> Callable[..., Any]:
+        @contextmanager
+        def again() -> Iterator[None]:
+            with self.active(), recompute_in():
+                yield
+
+        # The class's own: the block's is this one.
+        return partial(
+            checkpoint,
+            type(block).forward,
+            block,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), again()),
+        )
 
 
 def fused_gelu(input: Tensor) -> Tensor:
@@ -72,14 +108,14 @@ def fused_gelu(input: Tensor) -> Tensor:
 class _Linear:
     """One linear layer during one batch."""
 
-    def __init__(self, module: Any, max_kept_rows: int | None) -> None:
+    def __init__(self, module: Any, max_kept: int | None) -> None:
         self.module = module
-        self.weight: nn.Parameter = module.weight
+        self.weight: Tensor = module.weight
         self.bias: nn.Parameter | None = module.bias
         self.factors = _Factors(
             is_conv1d=type(module) is Conv1D,
-            max_rows=max_kept_rows,
             has_gate=self.weight.numel() >= MIN_WEIGHT_ELEMENTS,
+            max_kept=max_kept,
         )
         self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
@@ -91,13 +127,56 @@ class _Linear:
             if not prefers_onednn(input, self.weight.numel() // input.shape[-1]):
                 return cast(Tensor, type(self.module).forward(self.module, input))
             return cast(Tensor, _Product.apply(input, self.weight, self.bias, self.factors))  # type: ignore[no-untyped-call]
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
-        if input.dtype not in self.gated:
-            self.gated[input.dtype] = _Gate.apply(self.weight, self.bias, self.factors, input.dtype)  # type: ignore[no-untyped-call]
-        output: Tensor = _Product.apply(input, *self.gated[input.dtype], self.factors)  # type: ignore[no-untyped-call]
+        input = input.to(_autocast_dtype(input))
+        output: Tensor = _Product.apply(input, *self.gate(input.dtype), self.factors)  # type: ignore[no-untyped-call]
         return output
+
+    def gate(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, as passes in this precision see them."""
+        if dtype not in self.gated:
+            self.gated[dtype] = _Gate.apply(self.weight, self.bias, self.factors, dtype)  # type: ignore[no-untyped-call]
+        return self.gated[dtype]
+
+
+def _autocast_dtype(input: Tensor) -> torch.dtype:
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+
+
+def _is_tied(embeddings: nn.Module, head: _Linear) -> bool:
+    """Whether these are a head and plain embeddings that share one weight, large enough to care."""
+    return (
+        type(embeddings) is nn.Embedding
+        and "forward" not in embeddings.__dict__
+        and embeddings.weight is head.weight
+        and head.factors.has_gate
+        and not head.factors.is_conv1d
+        and embeddings.max_norm is None
+        and not embeddings.scale_grad_by_freq
+        and not embeddings.sparse
+    )
+
+
+class _TiedEmbeddings:
+    """Embeddings during one batch, whose gradient is added to that of the head, which has the same weight."""
+
+    def __init__(self, module: nn.Embedding, head: _Linear) -> None:
+        self.module, self.head = module, head
+        self.rows = _Rows(module.padding_idx)
+        self.shared: Tensor | None = None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Stand in for the module's `forward`."""
+        if not (torch.is_grad_enabled() and self.module.weight.requires_grad):
+            return nn.Embedding.forward(self.module, ids)
+        if self.shared is None:
+            self.shared = _TiedGate.apply(self.module.weight, self.rows)  # type: ignore[no-untyped-call]
+            # Now, before the passes: autograd runs what is older later, and until then the head's factors
+            # take less room than its gradient.
+            self.head.weight = self.shared
+            self.head.gate(_autocast_dtype(self.shared))
+        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows)  # type: ignore[no-untyped-call]
+        return looked_up
 
 
 @dataclass
@@ -106,8 +185,9 @@ class _Factors:
 
     is_conv1d: bool
     """Whether the weight is I x O, as in GPT-2, and not O x I."""
-    max_rows: int | None
     has_gate: bool
+    max_kept: int | None
+    """Elements to be kept for the gate at most; None: no bound."""
     inputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     backward_id: int = -1
@@ -116,10 +196,14 @@ class _Factors:
         """The weight as O x I."""
         return weight.t() if self.is_conv1d else weight
 
-    def keep(self, input_RI: Tensor, gradient_RO: Tensor) -> bool:
-        """Keep a pass's share of the gradient as its two factors; False if it has too many rows."""
-        if not self.has_gate or (self.max_rows is not None and len(input_RI) > self.max_rows):
-            return False
+    def add(self, input_RI: Tensor, gradient_RO: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keep a pass's share of the gradient as its two factors.
+
+        Returns:
+            None, or where that would be too much to keep, the gradients of weight and bias from all that was kept.
+        """
+        if not self.has_gate or self.max_kept == 0:
+            return self.multiplied(input_RI, gradient_RO)
         # A backward that reached the passes but not the gate has left its factors behind.
         backward_id = torch._C._current_graph_task_id()
         if backward_id != self.backward_id:
@@ -127,7 +211,9 @@ class _Factors:
         # Detached: what is kept must not keep the graph that leads to it.
         self.inputs.append(input_RI.detach())
         self.gradients.append(gradient_RO.detach())
-        return True
+        if self.max_kept is not None and sum(map(torch.numel, (*self.inputs, *self.gradients))) > self.max_kept:
+            return self.take()
+        return None
 
     def multiplied(self, input_RI: Tensor, gradient_RO: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of weight and bias."""
@@ -145,6 +231,59 @@ class _Factors:
         input_RI = torch.cat(inputs)
         inputs.clear()
         return self.multiplied(input_RI, torch.cat(gradients))
+
+
+@dataclass
+class _Rows:
+    """Gradients of the embeddings that were looked up, for the gate during one backward."""
+
+    padding_idx: int | None
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, ids: Tensor, gradient: Tensor) -> None:
+        """Keep the gradients of these embeddings, ... x D."""
+        if self.padding_idx is not None:
+            gradient = gradient.masked_fill((ids == self.padding_idx)[..., None], 0)
+        self.kept.append((ids.flatten(), gradient.flatten(0, -2).detach()))
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """Give what was kept, which is forgotten."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
+class _TiedGate(torch.autograd.Function):
+    """The weight, as embeddings and head see it; backward adds the rows of the one to the gradient of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: _Rows) -> Tensor:
+        ctx.rows = rows
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        for ids_N, rows_ND in ctx.rows.take():
+            # In place: nobody else holds the gradient, which the head's gate has just formed.
+            gradient.index_put_((ids_N,), rows_ND.to(gradient.dtype), accumulate=True)
+        return gradient, None
+
+
+class _Lookup(torch.autograd.Function):
+    """Embeddings whose backward leaves the weight's gradient to the gate."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, rows: _Rows) -> Tensor:
+        ctx.rows = rows
+        ctx.save_for_backward(ids)
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        ctx.rows.add(ids, gradient)
+        return None, None, None
 
 
 class _Gate(torch.autograd.Function):
@@ -197,7 +336,8 @@ class _Product(torch.autograd.Function):
         input_gradient = None
         if ctx.needs_input_grad[0]:
             input_gradient = linear(gradient_RO, ctx.factors.oriented(weight).t()).view(ctx.shape)
-        if ctx.factors.keep(input_RI, gradient_RO):
+        formed = ctx.factors.add(input_RI, gradient_RO)
+        if formed is None:
             return input_gradient, None, None, None
-        weight_gradient, bias_gradient = ctx.factors.multiplied(input_RI, gradient_RO)
+        weight_gradient, bias_gradient = formed
         return input_gradient, weight_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None
