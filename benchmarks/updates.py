@@ -144,7 +144,7 @@ def large_vocabulary(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     vocab_size = 151936
     model = build_gpt2(device, vocab_size=vocab_size, n_layer=2)
     result: dict[str, Any] = {}
-    for num_rows in (4, 16):
+    for num_rows in (4, 16, 64):
         batch = make_batch(num_rows, device)
 
         def all_columns(batch: Any = batch) -> None:

@@ -34,6 +34,8 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.model.products import linear, prefers_onednn
 
+MAX_KEPT_OF_HEAD = 1 << 26
+"""Elements of the factors of the head, whose output gradients are larger than all other activations: two chunks of the loss."""
 MIN_WEIGHT_ELEMENTS = 1 << 16
 """Smaller weights stay in the processor's cache: their gradients cost less than keeping factors of them."""
 
@@ -56,8 +58,9 @@ class BatchLayers:
             if type(module) is NewGELUActivation:
                 self.forwards.append((module, fused_gelu))
             elif type(module) in (nn.Linear, Conv1D):
-                # The head's output gradients are larger than all other activations.
                 max_kept = module.weight.numel() if saves_memory or module is head else None
+                if module is head:
+                    max_kept = min(module.weight.numel(), MAX_KEPT_OF_HEAD)
                 linear_layer = _Linear(module, max_kept)
                 self.forwards.append((module, linear_layer))
                 if module is head and _is_tied(embeddings, linear_layer):
@@ -187,50 +190,63 @@ class _Factors:
     """Whether the weight is I x O, as in GPT-2, and not O x I."""
     has_gate: bool
     max_kept: int | None
-    """Elements to be kept for the gate at most; None: no bound."""
+    """Elements of inputs and output gradients to be kept at most; None: no bound."""
     inputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
+    formed: tuple[Tensor, Tensor] | None = None
+    """Gradients of weight and bias by passes whose factors were too much to keep."""
     backward_id: int = -1
 
     def oriented(self, weight: Tensor) -> Tensor:
         """The weight as O x I."""
         return weight.t() if self.is_conv1d else weight
 
-    def add(self, input_RI: Tensor, gradient_RO: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keep a pass's share of the gradient as its two factors.
-
-        Returns:
-            None, or where that would be too much to keep, the gradients of weight and bias from all that was kept.
-        """
-        if not self.has_gate or self.max_kept == 0:
-            return self.multiplied(input_RI, gradient_RO)
+    def add(self, input_RI: Tensor, gradient_RO: Tensor) -> None:
+        """Take a pass's share of the gradient, as its two factors."""
         # A backward that reached the passes but not the gate has left its factors behind.
         backward_id = torch._C._current_graph_task_id()
         if backward_id != self.backward_id:
-            self.inputs, self.gradients, self.backward_id = [], [], backward_id
+            self.inputs, self.gradients, self.formed, self.backward_id = [], [], None, backward_id
+        if self.max_kept is not None:
+            num_new, num_kept = (
+                sum(map(torch.numel, parts)) for parts in ((input_RI, gradient_RO), (*self.inputs, *self.gradients))
+            )
+            if num_new + num_kept > self.max_kept:
+                self.form()
+            if num_new > self.max_kept:
+                self.formed = self.multiplied(input_RI, gradient_RO, self.formed)
+                return
         # Detached: what is kept must not keep the graph that leads to it.
         self.inputs.append(input_RI.detach())
         self.gradients.append(gradient_RO.detach())
-        if self.max_kept is not None and sum(map(torch.numel, (*self.inputs, *self.gradients))) > self.max_kept:
-            return self.take()
-        return None
 
-    def multiplied(self, input_RI: Tensor, gradient_RO: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of weight and bias."""
+    def form(self) -> None:
+        """Multiply what is kept."""
+        if not self.inputs:
+            return
+        input_RI, gradient_RO = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (self.inputs, self.gradients)
+        )
+        # They go first: beside what they become there may be no room for them.
+        self.inputs, self.gradients = [], []
+        self.formed = self.multiplied(input_RI, gradient_RO, self.formed)
+
+    def multiplied(
+        self, input_RI: Tensor, gradient_RO: Tensor, others: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of weight and bias, added in place to those of others."""
         first, second = (input_RI, gradient_RO) if self.is_conv1d else (gradient_RO, input_RI)
-        return linear(first.t(), second.t()), gradient_RO.sum(dim=0)
+        bias = gradient_RO.sum(dim=0)
+        if others is None:
+            return linear(first.t(), second.t()), bias
+        # A head's gradient is too large to have a second one beside it.
+        return others[0].addmm_(first.t(), second), others[1].add_(bias)
 
     def take(self) -> tuple[Tensor, Tensor] | None:
-        """Gradients of weight and bias from all that was kept, which is forgotten."""
-        if not self.inputs:
-            return None
-        inputs, gradients = self.inputs, self.gradients
-        self.inputs, self.gradients = [], []
-        if len(inputs) == 1:
-            return self.multiplied(inputs[0], gradients[0])
-        input_RI = torch.cat(inputs)
-        inputs.clear()
-        return self.multiplied(input_RI, torch.cat(gradients))
+        """Gradients of weight and bias by all passes of this backward, which are forgotten."""
+        self.form()
+        formed, self.formed = self.formed, None
+        return formed
 
 
 @dataclass
@@ -301,14 +317,14 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, weight_gradient: Tensor | None, bias_gradient: Tensor | None
+        ctx: Any, weight_gradient: None, bias_gradient: None
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
-        kept = ctx.factors.take()
-        gradients = [weight_gradient, bias_gradient]
-        if kept is not None:
-            gradients = [b if a is None else a + b for a, b in zip(gradients, kept, strict=True)]
+        del weight_gradient, bias_gradient  # The passes have left theirs elsewhere.
+        gradients = ctx.factors.take()
+        if gradients is None:
+            return None, None, None, None
         weight, bias = (
-            gradient.to(ctx.dtype) if gradient is not None and is_needed else None
+            gradient.to(ctx.dtype) if is_needed else None
             for gradient, is_needed in zip(gradients, ctx.needs_input_grad, strict=False)
         )
         return weight, bias, None, None
@@ -336,8 +352,8 @@ class _Product(torch.autograd.Function):
         input_gradient = None
         if ctx.needs_input_grad[0]:
             input_gradient = linear(gradient_RO, ctx.factors.oriented(weight).t()).view(ctx.shape)
-        formed = ctx.factors.add(input_RI, gradient_RO)
-        if formed is None:
+        if ctx.factors.has_gate:
+            ctx.factors.add(input_RI, gradient_RO)
             return input_gradient, None, None, None
-        weight_gradient, bias_gradient = formed
+        weight_gradient, bias_gradient = ctx.factors.multiplied(input_RI, gradient_RO)
         return input_gradient, weight_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None
