@@ -18,6 +18,7 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     del device, repeats
     from coconut.config import load_params
     from coconut.data.encoding import load_encoded
+    from coconut.data.mapped import MappedRows
     from coconut.data.views import MarkerIds
     from coconut.training.rows import epoch_order, split_updates, training_views
 
@@ -26,10 +27,10 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
         encoding = _time_encoding(encoded_dir)
         file_mb = _write_ids(encoded_dir / "train.arrow") / 1e6
         gc.collect()
-        before_mb = _resident_mb()
+        before_mb = _resident_mb(forget_peak=True)
         entry = load_params().curriculum["latent_1"]
         started = time.perf_counter()
-        dataset = load_encoded(encoded_dir, "train")
+        dataset = MappedRows(load_encoded(encoded_dir, "train"))
         order = epoch_order(len(dataset), seed=0, entry_name=entry.name, epoch=0)
         updates = split_updates(order, BATCH_SIZE)
         training_views(dataset, next(updates), entry=entry, seed=0, epoch=0, markers=MarkerIds(1, 2, 3))
@@ -50,6 +51,7 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
         **encoding,
         "epoch_start_s": start_s,
         "ms_per_update_of_128_rows": 1e3 * per_update_s,
+        "peak_resident_mb_above": round(_resident_mb()["peak"] - before_mb["all"], 1),
         "resident_mb_above": [round(now["all"] - before_mb["all"], 1) for now in memory],
         "of_it_not_the_file's_pages_mb": [round(now["own"] - before_mb["own"], 1) for now in memory],
     }
@@ -112,11 +114,13 @@ def _write_ids(path: Path) -> int:
     return path.stat().st_size
 
 
-def _resident_mb() -> dict[str, float]:
-    """Resident memory, and the part of it that is not a mapped file's pages, which the kernel takes back at will."""
+def _resident_mb(*, forget_peak: bool = False) -> dict[str, float]:
+    """Resident memory now and at most, and the part of it that is not pages of mapped files."""
+    if forget_peak:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    everything, own = (int(fields[name].split()[0]) / 1e3 for name in ("VmRSS", "RssAnon"))
-    return {"all": everything, "own": own}
+    names = {"all": "VmRSS", "own": "RssAnon", "peak": "VmHWM"}
+    return {key: int(fields[name].split()[0]) / 1e3 for key, name in names.items()}
 
 
 if __name__ == "__main__":

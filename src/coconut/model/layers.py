@@ -35,7 +35,8 @@ from transformers.pytorch_utils import Conv1D
 from coconut.model.products import linear, prefers_onednn
 
 MAX_KEPT_OF_HEAD = 1 << 26
-"""Elements of the factors of the head, whose output gradients are larger than all other activations: two chunks of the loss."""
+"""Elements of the factors of the head, whose output gradients are larger than all other activations: two chunks
+of the loss."""
 MIN_WEIGHT_ELEMENTS = 1 << 16
 """Smaller weights stay in the processor's cache: their gradients cost less than keeping factors of them."""
 

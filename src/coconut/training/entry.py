@@ -19,6 +19,7 @@ from coconut.config import BASE, Entry, Params
 from coconut.data.curriculum import plan_view
 from coconut.data.encoding import EncodedExample, load_encoded
 from coconut.data.examples import MARKERS, read_examples
+from coconut.data.mapped import MappedRows
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, SPLITS, checkpoint_dir
@@ -131,7 +132,7 @@ def build_trainer(
         entry,
         model,
         feedback,
-        load_encoded(ENCODED_DIR, "train"),
+        MappedRows(load_encoded(ENCODED_DIR, "train")),
         markers,
         evaluator.pad_id,
         params.seed,
