@@ -125,7 +125,7 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
             return tensor
         num_rows, num_columns = len(self.is_real_BC), current.num_columns
         blank = tensor.new_zeros(num_rows * num_columns, *tensor.shape[2:])
-        return blank.index_add(0, current.places_N, tensor[0]).view(num_rows, num_columns, *tensor.shape[2:])
+        return blank.index_copy_(0, current.places_N, tensor[0]).view(num_rows, num_columns, *tensor.shape[2:])
 
     # --- what the model's layers call -----------------------------------------------------------
 
