@@ -18,7 +18,7 @@ from coconut.data.examples import MARKERS, Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
-from coconut.model.base import add_markers, load_checkpoint
+from coconut.model.base import add_markers, load_checkpoint, num_positions
 from coconut.model.feedback import Feedback, build_feedback, load_feedback
 from coconut.model.latent import latent_nll
 from coconut.model.meta import CheckpointMeta
@@ -181,11 +181,11 @@ class Reasoner:
         return latent_nll(self.model, self.feedback, **batch._asdict())
 
     def _check_fits(self, place: str, num_tokens: int, plan: ViewPlan) -> None:
-        num_positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        if num_tokens > num_positions:
+        room = num_positions(self.model)
+        if num_tokens > room:
             raise ValueError(
                 f"{place}: found {num_tokens} tokens, {plan.num_latents} of them thoughts and at least 1 the answer's,"
-                f" wanted at most {num_positions}, the model's positions; shorten the text, or take fewer thoughts"
+                f" wanted at most {room}, the model's positions; shorten the text, or take fewer thoughts"
             )
 
     def _warn_of_unknown_words(self, questions: Sequence[str], texts: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer, same_answer
+from coconut.model.base import num_positions
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 from coconut.model.latent import latent_nll
@@ -82,8 +83,8 @@ class Evaluator:
 
     def _decode_batch(self, prompts: Sequence[View]) -> list[Decoded]:
         # A position that the model does not have cannot be generated into.
-        num_positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        limits = [max(0, min(self.max_new_tokens, num_positions - len(prompt.input_ids))) for prompt in prompts]
+        room = num_positions(self.model)
+        limits = [max(0, min(self.max_new_tokens, room - len(prompt.input_ids))) for prompt in prompts]
         inputs = collate(prompts, pad_id=self.pad_id).to(self.model.device)._asdict()
         del inputs["labels_BT"]
         with self.autocast():

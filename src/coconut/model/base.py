@@ -171,6 +171,11 @@ def quiet_transformers() -> Iterator[None]:
 # --- the output head ------------------------------------------------------------------------
 
 
+def num_positions(model: PreTrainedModel) -> int:
+    """Columns that the model can tell apart; a very large number where it has no such limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
 def output_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Turn hidden states after the final norm (..., D) into logits (..., V), as the model itself does.
 
@@ -202,7 +207,7 @@ def check_supported(model: PreTrainedModel) -> None:
     name = type(model).__name__
     config = model.config.get_text_config()
     # A model with fewer positions than that is a matter of its data, which `encode` judges.
-    num_columns = min(_CHECK_COLUMNS, getattr(config, "max_position_embeddings", None) or _CHECK_COLUMNS)
+    num_columns = min(_CHECK_COLUMNS, num_positions(model))
     ids_BT = torch.arange(num_columns, device=model.device)[None] % config.vocab_size
     was_training = model.training
     model.eval()

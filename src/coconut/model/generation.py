@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from coconut.model.base import output_logits
+from coconut.model.base import num_positions, output_logits
 from coconut.model.feedback import Feedback
 from coconut.model.latent import read_columns, read_pass
 from coconut.model.layers import BatchLayers
@@ -129,7 +129,7 @@ class _Running:
     def advance(self, ids_B: Tensor) -> None:
         """Read one more token in every row."""
         # A row that is done and still here must not run out of the positions that the model has.
-        self.positions_B = (self.positions_B + 1).clamp(max=self.num_positions - 1)
+        self.positions_B = (self.positions_B + 1).clamp(max=num_positions(self.model) - 1)
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.rows), 1)], dim=1)
         output = read_pass(
             self.model,
@@ -140,8 +140,3 @@ class _Running:
             layers=self.layers,
         )
         self.last_BD = output.last_hidden_state[:, -1]
-
-    @property
-    def num_positions(self) -> int:
-        """Columns that the model can tell apart."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30

@@ -23,7 +23,7 @@ from coconut.data.mapped import MappedRows
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, SPLITS, checkpoint_dir
-from coconut.model.base import META_FILE, load_checkpoint, save_checkpoint
+from coconut.model.base import META_FILE, load_checkpoint, num_positions, save_checkpoint
 from coconut.model.feedback import load_feedback, save_feedback
 from coconut.model.meta import CheckpointMeta
 from coconut.runtime import build_accelerator
@@ -232,17 +232,17 @@ def _check_the_night(params: Params, entry: Entry, model: PreTrainedModel) -> No
             check_layers(other.latent.thought, config.num_hidden_layers)
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
-    num_positions = getattr(config, "max_position_embeddings", None)
+    room = num_positions(model)
     shared, own = params.latent, entry.latent
-    if num_positions is None or all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
+    if all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
         return  # The encode stage has left out what does not fit in the shape that all entries share.
     for split in SPLITS:
         rows = load_encoded(ENCODED_DIR, split).select_columns(list(EncodedExample._fields))
         length, place = max((_longest_view(EncodedExample(**row), entry), n) for n, row in enumerate(rows))
-        if length > num_positions:
+        if length > room:
             raise ValueError(
                 f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"
-                f" wanted at most the model's {num_positions} positions;"
+                f" wanted at most the model's {room} positions;"
                 " take fewer thoughts, or set them in `latent`, so that longer examples are left out"
             )
 
