@@ -16,11 +16,14 @@ from coconut.config import BASE, load_params
 from coconut.data.encoder import encode_splits
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
 from coconut.runtime import num_workers, run_stage, writing
+from coconut.training.guard import check_free_space
 
 
 def main() -> None:
     """Write `data/encoded/{train,valid,test}.arrow` and `outputs/encode.json`."""
     params = load_params()
+    # At worst each byte of text becomes a token, 4 bytes.
+    check_free_space({ENCODED_DIR: 4 * sum(path.stat().st_size for path in EXAMPLES_DIR.glob("*.jsonl"))})
     with writing(ENCODED_DIR):
         metrics = encode_splits(
             EXAMPLES_DIR,

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from coconut.data.examples import MARKERS, Example, read_examples
 from coconut.training import entry as training_entry
+from coconut.training import guard
 from inprocess import ROWS_FILE, canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, TINY, commit, environment, make_project, run, stages_run, write_params
 
@@ -415,6 +417,23 @@ def test_a_disk_that_takes_nothing_is_named(
         (project / folder / "ballast").write_bytes(bytes(4096))
     error = stage(project, name).error
     assert re.search(rf"{folder}.*: .*(Read-only file system|No space left|MB free on its disk)", error), error
+
+
+@pytest.mark.parametrize("name", ["preprocess", "base", "encode", "train@cot", "evaluate@cot"])
+def test_a_disk_that_is_too_small_is_found_before_the_work(
+    project: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [
+        path for folder in ("data/examples", "data/encoded", "outputs") for path in (project / folder).rglob("*")
+    ]
+    before = {path: path.stat().st_mtime_ns for path in outputs if path.is_file() and path.suffix != ".log"}
+    shutil.rmtree(project / ".resume")
+    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
+    error = stage(project, name).error
+    XX.*: 0 MB free on its disk, \d+ MB wanted for what the stage writes", error), (
+        error
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")

@@ -13,9 +13,12 @@ from coconut.config import DataConfig, Source
 from coconut.data.examples import Example, write_examples
 from coconut.data.generators import generate, graphs
 from coconut.data.sources import Reading, find_mismatch, read_split
+from coconut.training.guard import check_free_space
 
 SPLITS = ("train", "valid", "test")
 
+_BYTES_PER_GENERATED = 64
+"""Of a generated example on disk, at least."""
 _Statistics = dict[str, Any]
 
 
@@ -30,6 +33,7 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
     Raises:
         ValueError: naming the file and row, or the parameter, that cannot be used.
     """
+    check_free_space({examples_dir: _num_bytes(data)})
     readings = read_splits(data)
     examples, dropped = part_splits({split: reading.examples for split, reading in readings.items()})
     if data.max_train is not None:
@@ -53,6 +57,14 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
         metrics["graphs_in_paper"] = graphs.PAPER_STATISTICS
     _write(examples, metrics, examples_dir, metrics_path)
     return metrics
+
+
+def _num_bytes(data: DataConfig) -> int:
+    """What the examples will take on disk, roughly: as much as the files they come from."""
+    sources = [getattr(data, split) for split in SPLITS]
+    files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None}
+    num_generated = sum(source.rows or 0 for source in sources if source.format == "generated")
+    return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_GENERATED * num_generated
 
 
 def read_splits(data: DataConfig) -> dict[str, Reading]:

@@ -22,7 +22,10 @@ from coconut.model.base import META_FILE, load_checkpoint
 from coconut.model.feedback import load_feedback
 from coconut.model.meta import CheckpointMeta
 from coconut.runtime import build_accelerator, peak_memory_mb, shows_progress, writing
+from coconut.training.guard import check_free_space
 
+_BYTES_PER_PREDICTION = 150
+"""On disk, without its text."""
 _TRAIN_KEYS = ("train_seconds", "train_updates", "peak_memory_mb", "train_oom_retries")
 
 
@@ -58,6 +61,9 @@ def evaluate_entry(params: Params, name: str) -> None:
     )
     examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
     datasets = {split: _load(split, params) for split in examples}
+    # A prediction holds what was generated, often a byte or more a token.
+    num_bytes = len(examples["test"]) * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
+    check_free_space({OUTPUTS_DIR / name: num_bytes})
     start = time.monotonic()
     test = _outcomes(evaluator, datasets["test"], examples["test"], f"{name} test")
     seconds_per_example = (time.monotonic() - start) / max(1, len(test))

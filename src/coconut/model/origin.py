@@ -20,6 +20,7 @@ from coconut.config import Params
 from coconut.data.examples import Example
 from coconut.data.tokenizer import build_word_tokenizer, has_tokenizer, load_tokenizer
 from coconut.model.base import add_markers, check_supported, load_model, quiet_transformers, save_checkpoint
+from coconut.training.guard import check_free_space
 
 HUB_TIMEOUT_S = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -50,6 +51,7 @@ def prepare_base(params: Params, examples: Iterable[Example], output_dir: Path) 
         model = _random_model(folder, tokenizer, params.seed)
         logger.info("base: {} of {}, random weights from seed {}", type(model).__name__, _size(model), params.seed)
     check_supported(model)
+    check_free_space({output_dir: sum(weight.numel() * weight.element_size() for weight in model.parameters())})
     num_tokens = len(tokenizer)
     add_markers(model, tokenizer)
     logger.info("base: {} tokens, {} of them new", len(tokenizer), len(tokenizer) - num_tokens)

@@ -137,7 +137,7 @@ def _is_orphan() -> bool:
 
 
 def check_free_space(needs: Mapping[Path, int]) -> None:
-    """Check before a stage starts that what it is going to write will fit.
+    """Check before a stage begins its work that what it is going to write will fit.
 
     Args:
         needs: bytes to be written below each path; needs on one file system add up. A path may not exist yet.
@@ -153,6 +153,6 @@ def check_free_space(needs: Mapping[Path, int]) -> None:
         free = shutil.disk_usage(folder).free
         if free < wanted[device]:
             raise OSError(
-                f"{path}: {free / 1e6:.0f} MB free on its disk, {wanted[device] / 1e6:.0f} MB wanted for the resume"
-                " state and the outputs; make room (old states: `python -m coconut.overnight --prune`) and start again"
+                f"{path}: {free / 1e6:.0f} MB free on its disk, {wanted[device] / 1e6:.0f} MB wanted for what"
+                " the stage writes; make room (old states: `python -m coconut.overnight --prune`) and start again"
             )
