@@ -247,6 +247,29 @@ def test_a_batch_leaves_nothing_behind(tiny_lm: PreTrainedModel, stores: list["w
     assert buffers_alive() == before
 
 
+@pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
+def test_a_pass_that_fails_leaves_nothing_behind(
+    tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"], checkpoint_activations: bool
+) -> None:
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
+    before = buffers_alive()
+    passes: list[int] = []
+
+    def run_out_of_memory(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            raise RuntimeError("out of memory")
+
+    mlp = next(module for name, module in tiny_lm.named_modules() if name.endswith("mlp"))
+    hook = mlp.register_forward_pre_hook(run_out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+    hook.remove()
+    gc.collect()
+    assert [reference() for reference in stores] == [None]
+    assert buffers_alive() == before
+
+
 def test_selected_rows_read_on_as_if_alone(tiny_lm: PreTrainedModel) -> None:
     batch = collate(make_views((2, 2, 2)), pad_id=0)
     inputs = {key: value for key, value in batch._asdict().items() if key != "labels_BT"}

@@ -303,6 +303,71 @@ def test_tied_embeddings_give_the_same_again_and_their_hooks_see_one_gradient(mo
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_graph_can_be_asked_again(monkeypatch: pytest.MonkeyPatch, family: str, checkpoint_activations: bool) -> None:
+    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+    model = tied_model(family)
+    expected = of_the_librarys_layers(monkeypatch, model)
+    model.zero_grad()
+    loss = loss_of(model, checkpoint_activations=checkpoint_activations)
+    middle = next(parameter for name, parameter in model.named_parameters() if "mlp" in name)
+    torch.autograd.grad(loss, middle, retain_graph=True)  # Not as far as the embeddings.
+    loss.backward(retain_graph=True)
+    assert_close({name: p.grad.clone() for name, p in model.named_parameters()}, expected)
+    assert_close(gradients(model, loss), expected)
+
+
+def test_what_a_failed_backward_has_left_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tied_model("gpt2")
+    expected = of_the_librarys_layers(monkeypatch, model)
+    loss = loss_of(model)
+    failing = {"now": True}
+    add_to = layers._Rows.add_to
+
+    def fail_once(rows: layers._Rows, gradient: Tensor) -> None:
+        if failing.pop("now", False):
+            raise RuntimeError("out of memory")
+        add_to(rows, gradient)
+
+    monkeypatch.setattr(layers._Rows, "add_to", fail_once)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loss.backward(retain_graph=True)
+    assert_close(gradients(model, loss), expected)
+
+
+def test_the_gradient_of_repeated_tokens_is_the_same_to_the_bit_on_two_threads() -> None:
+    rows = layers._Rows(padding_idx=None)
+    torch.manual_seed(0)
+    ids, given = torch.randint(0, 8, (4000,)), torch.randn(4000, 256)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sums = []
+        for _ in range(20):
+            rows.kept = [(ids, given)]
+            sums.append(torch.zeros(500, 256))
+            rows.add_to(sums[-1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(total, sums[0]) for total in sums)
+    expected = torch.zeros(500, 256, dtype=torch.float64).index_add_(0, ids, given.double())
+    assert (sums[0] - expected).abs().max() < 1e-4
+
+
+def test_a_model_without_layers_to_checkpoint_runs_its_passes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+    monkeypatch.setattr(layers, "GradientCheckpointingLayer", type(None))
+    model = tied_model("gpt2")
+    expected = of_the_librarys_layers(monkeypatch, model)
+    runs: list[int] = []
+    model.transformer.h[0].attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    loss = loss_of(model, checkpoint_activations=True)
+    num_passes = len(runs)
+    assert_close(gradients(model, loss), expected)
+    assert len(runs) == 2 * num_passes
+
+
 def test_frozen_tied_embeddings_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tied_model("gpt2")
     model.transformer.wte.weight.requires_grad_(False)

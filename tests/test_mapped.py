@@ -72,6 +72,19 @@ def test_pages_are_given_back_only_above_the_limit(folder, monkeypatch):
 
 
 @linux_only
+def test_shared_memory_that_is_not_the_sets_own_does_not_count_for_ever(folder, monkeypatch):
+    rows = MappedRows(load_encoded(folder, "train"))
+    monkeypatch.setattr(mapped, "MAX_RESIDENT_BYTES", 8 << 20)
+    releases = []
+    monkeypatch.setattr(mapped, "release_pages", releases.append)
+    with mmap.mmap(-1, 16 << 20) as shared:
+        shared.write(bytes(16 << 20))
+        for _ in range(5):
+            rows[[7]]
+    assert len(releases) == 1
+
+
+@linux_only
 def test_a_linked_file_is_found_under_its_own_name(folder, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/train.arrow").symlink_to(folder / "train.arrow")

@@ -120,7 +120,7 @@ def _max_positions(checkpoint_dir: Path) -> int | None:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run the base stage first: dvc repro base")
     config = json.loads(path.read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config
     for name in ("n_positions", "max_position_embeddings", "max_seq_len"):
         if isinstance(config.get(name), int):
             return int(config[name])

@@ -40,8 +40,14 @@ class MappedRows:
             for name, values in self.dataset[rows[start : start + ROWS_AT_ONCE]].items():
                 fields[name] += values
             if _resident_bytes_of_files() > self.resident_at_first + MAX_RESIDENT_BYTES:
-                release_pages(self.paths)
+                self.release()
         return fields
+
+    def release(self) -> None:
+        """Give back the pages that were read."""
+        release_pages(self.paths)
+        # What is resident now is others' files, a GPU's libraries say, which may have come since.
+        self.resident_at_first = max(self.resident_at_first, _resident_bytes_of_files())
 
 
 def _resident_bytes_of_files() -> int:
@@ -59,7 +65,7 @@ def release_pages(paths: Collection[str]) -> int:
     """
     libc = ctypes.CDLL(None)
     num_bytes = 0
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
         span, permissions, *_, path = line.split(maxsplit=5)
         # Read-only: such a page holds nothing that the file does not, from which it is read again.
         if permissions.startswith("r-") and path in paths:

@@ -62,7 +62,7 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
 def _num_bytes(data: DataConfig) -> int:
     """What the examples will take on disk, roughly: as much as the files they come from."""
     sources = [getattr(data, split) for split in SPLITS]
-    files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None}
+    files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None and source.rows is None}
     num_generated = sum(source.rows or 0 for source in sources if source.format == "generated")
     return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_GENERATED * num_generated
 

@@ -81,7 +81,9 @@ def read_columns(
         embeds_BTD = model.get_input_embeddings()(input_ids_BT)
     in_parallel = bool(latent_columns) and feedback.parallel_iterations > 0
     cache: Cache = DynamicCache(config=model.config)
-    if not in_parallel and can_store(model, num_columns + num_further_columns):
+    # Where no layer can be run again by itself, a pass is, as with every other cache.
+    can_checkpoint = bool(layers.blocks) or not checkpoint_activations
+    if not in_parallel and can_checkpoint and can_store(model, num_columns + num_further_columns):
         is_real_BC = functional.pad(attention_mask_BT.bool(), (0, num_further_columns), value=True)
         cache = ColumnStore(is_real_BC, width=embeds_BTD.shape[2])
 
@@ -102,18 +104,20 @@ def read_columns(
         return Reading(hidden_BTD, cache, layers)
     hidden_parts: list[Tensor] = []
     thought_BD: Tensor | None = None
-    for start, stop in zip([0, *latent_columns], [*latent_columns, num_columns], strict=True):
-        pass_embeds_BSD = embeds_BTD[:, start:stop]
-        if thought_BD is not None:
-            is_latent_B1 = is_latent_BT[:, start, None]
-            first_BD = torch.where(is_latent_B1, thought_BD.to(embeds_BTD.dtype), pass_embeds_BSD[:, 0])
-            pass_embeds_BSD = torch.cat([first_BD[:, None], pass_embeds_BSD[:, 1:]], dim=1)
-        output = read(pass_embeds_BSD, slice(start, stop), cache)
-        hidden_parts.append(output.last_hidden_state)
-        if stop < num_columns:
-            thought_BD = feedback(output, pass_embeds_BSD[:, -1])
-    if isinstance(cache, ColumnStore):
-        cache.seal()
+    try:
+        for start, stop in zip([0, *latent_columns], [*latent_columns, num_columns], strict=True):
+            pass_embeds_BSD = embeds_BTD[:, start:stop]
+            if thought_BD is not None:
+                is_latent_B1 = is_latent_BT[:, start, None]
+                first_BD = torch.where(is_latent_B1, thought_BD.to(embeds_BTD.dtype), pass_embeds_BSD[:, 0])
+                pass_embeds_BSD = torch.cat([first_BD[:, None], pass_embeds_BSD[:, 1:]], dim=1)
+            output = read(pass_embeds_BSD, slice(start, stop), cache)
+            hidden_parts.append(output.last_hidden_state)
+            if stop < num_columns:
+                thought_BD = feedback(output, pass_embeds_BSD[:, -1])
+    finally:  # Also of a pass that ran out of memory, whose graph would stay for ever.
+        if isinstance(cache, ColumnStore):
+            cache.seal()
     return Reading(torch.cat(hidden_parts, dim=1), cache, layers)
 
 

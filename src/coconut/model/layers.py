@@ -16,8 +16,8 @@ Where the head is tied to the embeddings, one gradient of V x D stands for both 
 would make one of each and add them up: at V = 151,936 that is half a gigabyte for each 896 of D.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.model.products import linear, prefers_onednn
 
-MAX_KEPT_OF_HEAD = 1 << 26
+MAX_KEPT_OF_HEAD = 9 << 23
 """Elements of the factors of the head, whose output gradients are larger than all other activations: two chunks
 of the loss."""
 MIN_WEIGHT_ELEMENTS = 1 << 16
@@ -51,7 +51,12 @@ class BatchLayers:
 
     def __init__(self, model: PreTrainedModel, *, saves_memory: bool = False) -> None:
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-        self.blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self.is_active = False
+        self.blocks = [
+            module
+            for module in model.modules()
+            if isinstance(module, GradientCheckpointingLayer) and "forward" not in module.__dict__
+        ]
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         for module in model.modules():
             if "forward" in module.__dict__:
@@ -78,30 +83,37 @@ class BatchLayers:
         forwards = list(self.forwards)
         if recompute_in is not None:
             forwards += [(block, self._checkpointed(block, recompute_in)) for block in self.blocks]
+        self.is_active = True
         try:
-            for module, forward in forwards:
-                module.forward = forward
-            yield
+            with _replaced(forwards):
+                yield
         finally:
-            for module, _ in forwards:
-                module.__dict__.pop("forward", None)
+            self.is_active = False
 
     def _checkpointed(
         self, block: nn.Module, recompute_in: Callable[[], AbstractContextManager[None]]
     ) -> Callable[..., Any]:
-        @contextmanager
-        def again() -> Iterator[None]:
-            with self.active(), recompute_in():
-                yield
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as stack:
+                if not self.is_active:  # In the backward pass.
+                    inside = set(block.modules())
+                    stack.enter_context(_replaced([pair for pair in self.forwards if pair[0] in inside]))
+                    stack.enter_context(recompute_in())
+                # The class's own: the block's is the one that is made here.
+                return type(block).forward(block, *args, **kwargs)
 
-        # The class's own: the block's is this one.
-        return partial(
-            checkpoint,
-            type(block).forward,
-            block,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), again()),
-        )
+        return partial(checkpoint, run, use_reentrant=False)
+
+
+@contextmanager
+def _replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    try:
+        for module, forward in forwards:
+            module.forward = forward
+        yield
+    finally:
+        for module, _ in forwards:
+            module.__dict__.pop("forward", None)
 
 
 def fused_gelu(input: Tensor) -> Tensor:
@@ -256,17 +268,28 @@ class _Rows:
 
     padding_idx: int | None
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    backward_id: int = -1
 
     def add(self, ids: Tensor, gradient: Tensor) -> None:
         """Keep the gradients of these embeddings, ... x D."""
+        # A backward that failed between the lookup and the gate has left its rows behind.
+        backward_id = torch._C._current_graph_task_id()
+        if backward_id != self.backward_id:
+            self.kept, self.backward_id = [], backward_id
         if self.padding_idx is not None:
             gradient = gradient.masked_fill((ids == self.padding_idx)[..., None], 0)
         self.kept.append((ids.flatten(), gradient.flatten(0, -2).detach()))
 
-    def take(self) -> list[tuple[Tensor, Tensor]]:
-        """Give what was kept, which is forgotten."""
+    def add_to(self, gradient_VD: Tensor) -> None:
+        """Add what was kept to the gradient of all embeddings, and forget it."""
         kept, self.kept = self.kept, []
-        return kept
+        for ids_N, rows_ND in kept:
+            # Repeated ids first become one row each, by the operation that torch's own embeddings have: adding
+            # them one by one on several threads would give another last digit every time.
+            ids_U, places_N = ids_N.unique(return_inverse=True)
+            wide = torch.promote_types(rows_ND.dtype, torch.float32)
+            rows_UD = torch.ops.aten.embedding_dense_backward(rows_ND.to(wide), places_N, len(ids_U), -1, False)
+            gradient_VD.index_add_(0, ids_U, rows_UD.to(gradient_VD.dtype))
 
 
 class _TiedGate(torch.autograd.Function):
@@ -280,9 +303,8 @@ class _TiedGate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        for ids_N, rows_ND in ctx.rows.take():
-            # In place: nobody else holds the gradient, which the head's gate has just formed.
-            gradient.index_put_((ids_N,), rows_ND.to(gradient.dtype), accumulate=True)
+        # In place: nobody else holds the gradient, which the head's gate has just formed.
+        ctx.rows.add_to(gradient)
         return gradient, None
 
 

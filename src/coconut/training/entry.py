@@ -237,8 +237,10 @@ def _check_the_night(params: Params, entry: Entry, model: PreTrainedModel) -> No
     if all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
         return  # The encode stage has left out what does not fit in the shape that all entries share.
     for split in SPLITS:
-        rows = load_encoded(ENCODED_DIR, split).select_columns(list(EncodedExample._fields))
+        dataset = load_encoded(ENCODED_DIR, split)
+        rows = dataset.select_columns(list(EncodedExample._fields))
         length, place = max((_longest_view(EncodedExample(**row), entry), n) for n, row in enumerate(rows))
+        MappedRows(dataset).release()
         if length > room:
             raise ValueError(
                 f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"
