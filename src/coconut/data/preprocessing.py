@@ -17,8 +17,8 @@ from coconut.training.guard import check_free_space
 
 SPLITS = ("train", "valid", "test")
 
-_BYTES_PER_GENERATED = 64
-"""Of a generated example on disk, at least."""
+_BYTES_PER_ROW = 64
+"""Of an example on disk, at least."""
 _Statistics = dict[str, Any]
 
 
@@ -60,11 +60,11 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
 
 
 def _num_bytes(data: DataConfig) -> int:
-    """What the examples will take on disk, roughly: as much as the files they come from."""
+    """What the examples will take on disk, roughly: as much as files that are read whole, and some bytes a row else."""
     sources = [getattr(data, split) for split in SPLITS]
     files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None and source.rows is None}
-    num_generated = sum(source.rows or 0 for source in sources if source.format == "generated")
-    return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_GENERATED * num_generated
+    num_rows = sum(source.rows or 0 for source in sources)
+    return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_ROW * num_rows
 
 
 def read_splits(data: DataConfig) -> dict[str, Reading]:
