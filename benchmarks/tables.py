@@ -217,7 +217,7 @@ def _data_path(part: Json, _device: str) -> list[str]:
             [
                 ("seconds to start an epoch", start, f"under 2: {_verdict(start, 2)}"),
                 ("resident MB at most above what was there before", memory, f"under 300: {_verdict(memory, 300)}"),
-                ("of it not pages of the mapped file, at the end", max(part["of_it_not_the_file's_pages_mb"]), ""),
+                ("of it not pages of the mapped file", max(part["of_it_not_the_file's_pages_mb"]), ""),
                 ("ms to read and lay out an update of 128 rows", part["ms_per_update_of_128_rows"], ""),
                 (f"seconds to encode (from {part['rows_encoded']} rows)", part["encode_s_per_million"], ""),
                 ("MB of the file", part["file_mb"], ""),

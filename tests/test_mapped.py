@@ -93,6 +93,14 @@ def test_a_linked_file_is_found_under_its_own_name(folder, tmp_path):
     assert release_pages(rows.paths) >= (folder / "train.arrow").stat().st_size
 
 
+def test_elsewhere_nothing_is_asked_of_the_system(folder, monkeypatch):
+    rows = MappedRows(load_encoded(folder, "train"))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(mapped.ctypes, "CDLL", None)
+    rows.release()
+    assert rows[[3]]["index"] == [3]
+
+
 @linux_only
 def test_a_map_that_somebody_writes_to_keeps_what_was_written(tmp_path):
     path = tmp_path / "file"

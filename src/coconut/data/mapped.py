@@ -63,6 +63,8 @@ def release_pages(paths: Collection[str]) -> int:
     Returns:
         How many bytes are mapped.
     """
+    if sys.platform != "linux":
+        return 0
     libc = ctypes.CDLL(None)
     num_bytes = 0
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:

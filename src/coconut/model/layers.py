@@ -64,7 +64,7 @@ class BatchLayers:
             if type(module) is NewGELUActivation:
                 self.forwards.append((module, fused_gelu))
             elif type(module) in (nn.Linear, Conv1D):
-                max_kept = module.weight.numel() if saves_memory or module is head else None
+                max_kept = module.weight.numel() if saves_memory else None
                 if module is head:
                     max_kept = min(module.weight.numel(), MAX_KEPT_OF_HEAD)
                 linear_layer = _Linear(module, max_kept)
