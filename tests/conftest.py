@@ -13,6 +13,8 @@ from loguru import logger
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# DVC runs stages by it. A person's bash would hide what goes wrong where cron or a service starts the night.
+os.environ["SHELL"] = "/bin/sh"
 
 # What a test starts inherits this. A shell's background jobs ignore SIGINT, and some supervisors block
 # SIGTERM: tests that send them would wait for nothing.

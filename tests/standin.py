@@ -13,13 +13,13 @@ from typing import Any
 DVC_YAML = """
 stages:
   base:
-    cmd: python stage.py base
+    cmd: exec python stage.py base
     deps: [stage.py]
     outs: [outputs/base]
   train:
     foreach: ${curriculum}
     do:
-      cmd: python stage.py train@${key}
+      cmd: exec python stage.py train@${key}
       deps: [stage.py, "outputs/${item.parent}"]
       params: ["curriculum.${key}"]
       outs: ["outputs/${key}"]

@@ -67,8 +67,12 @@ def result_of_a_straight_run(root: Path, tmp_path: Path) -> str:
     return (straight / "outputs/cot").read_text()
 
 
-@pytest.mark.parametrize("where", [[], ["--temp"]], ids=["workspace", "temp"])
-def test_an_experiment_continues_a_killed_one(root, tmp_path, where):
+# DVC runs stages by $SHELL: bash makes room for a lone command by itself, the `sh` of cron and services does not.
+@pytest.mark.parametrize(
+    ("where", "shell"), [([], "/bin/sh"), (["--temp"], "/bin/sh"), ([], "/bin/bash")], ids=["workspace", "temp", "bash"]
+)
+def test_an_experiment_continues_a_killed_one(root, tmp_path, monkeypatch, where, shell):
+    monkeypatch.setenv("SHELL", shell)
     # Nearly a minute long, so that the signal finds it at work on a busy machine too.
     standin.behave(root, {"train@cot": [{"nap": 0.3}]})
     first = standin.start(root, "dvc", "exp", "run", *where, *CHANGE, "train@cot")

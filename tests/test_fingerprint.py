@@ -11,7 +11,7 @@ from coconut.training.fingerprint import Stage, StageInputs, canonical, digest_p
 DVC_YAML = """
 stages:
   preprocess:
-    cmd: python stages/preprocess.py
+    cmd: exec python stages/preprocess.py
     deps: [stages/preprocess.py, "${data.raw_dir}"]
     params: [data]
     outs: [data/examples]
@@ -21,7 +21,7 @@ stages:
     foreach: ${curriculum}
     do:
       desc: "curriculum entry ${key}, from ${item.parent}"
-      cmd: python stages/train.py ${key}
+      cmd: exec python stages/train.py ${key}
       deps: [stages/train.py, src, data/encoded, "outputs/${item.parent}/checkpoint"]
       params: [seed, latent, train, "curriculum.${key}"]
       outs: ["outputs/${key}/checkpoint"]
@@ -73,7 +73,7 @@ def test_stages_are_unrolled_with_their_templates_filled_in(root):
     assert stages["preprocess"].outs == ("data/examples", "outputs/preprocess.json")
     assert stages["train@latent_1"] == Stage(
         name="train@latent_1",
-        cmd="python stages/train.py latent_1",
+        cmd="exec python stages/train.py latent_1",
         deps=("stages/train.py", "src", "data/encoded", "outputs/cot/checkpoint"),
         params=("seed", "latent", "train", "curriculum.latent_1"),
         outs=("outputs/latent_1/checkpoint",),
@@ -210,7 +210,7 @@ def test_the_fingerprint_does_not_change_between_releases(root):
     """A change of the scheme throws away every resume state: do it knowingly."""
     text = yaml.safe_load(PARAMS_YAML)
     assert canonical(text["curriculum"]["cot"]) == '{"epochs": 2, "lr": 0.0001, "parent": "base"}'
-    assert fingerprint("train@cot", root).startswith("477afb54187ed6eb")
+    assert fingerprint("train@cot", root).startswith("d51ef7b1829adf6b")
 
 
 def test_an_edit_while_the_stage_runs_is_refused_by_name(root):

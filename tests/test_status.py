@@ -187,7 +187,7 @@ def test_a_dvc_lock_that_ends_early_gives_a_table(root, text):
 
 
 def test_a_damaged_record_is_named_and_the_others_count(root):
-    replace(root / "dvc.lock", "    cmd: python stage.py train@no_cot", "    cme: python stage.py train@no_cot")
+    replace(root / "dvc.lock", "    cmd: exec python stage.py train@no_cot", "    cme: python stage.py train@no_cot")
     assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "to do"}
     assert details(root)["train@no_cot"] == "its record in dvc.lock is damaged"
 

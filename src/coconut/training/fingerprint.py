@@ -64,10 +64,14 @@ class StageInputs:
 
     @classmethod
     def of_command(cls, words: Sequence[str], root: Path | str = ".") -> "StageInputs":
-        """`read` for the stage that runs this command, `python stages/train.py cot`; the same errors."""
+        """`read` for the stage that runs this command, `python stages/train.py cot`; the same errors.
+
+        An `exec` before it in `dvc.yaml` is the shell's.
+        """
         command = " ".join(words)
         root = Path(root)
-        stage = next((stage for stage in read_pipeline(root).values() if stage.cmd == command), None)
+        stages = read_pipeline(root).values()
+        stage = next((stage for stage in stages if stage.cmd.removeprefix("exec ") == command), None)
         if stage is None:
             raise ValueError(f"{root / 'dvc.yaml'}: no stage whose cmd is {command!r}")
         return cls(stage.name, root, _digest(stage, root))
