@@ -18,7 +18,6 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     del device, repeats
     from coconut.config import load_params
     from coconut.data.encoding import load_encoded
-    from coconut.data.mapped import MappedRows
     from coconut.data.views import MarkerIds
     from coconut.training.rows import epoch_order, split_updates, training_views
 
@@ -30,7 +29,7 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
         before_mb = _resident_mb(forget_peak=True)
         entry = load_params().curriculum["latent_1"]
         started = time.perf_counter()
-        dataset = MappedRows(load_encoded(encoded_dir, "train"))
+        dataset = load_encoded(encoded_dir, "train")
         order = epoch_order(len(dataset), seed=0, entry_name=entry.name, epoch=0)
         updates = split_updates(order, BATCH_SIZE)
         training_views(dataset, next(updates), entry=entry, seed=0, epoch=0, markers=MarkerIds(1, 2, 3))

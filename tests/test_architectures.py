@@ -112,7 +112,7 @@ def write_folder(folder: Path, name: str, *, tied: bool = True) -> Path:
 
 
 class Encoded:
-    """The examples, indexed as a `datasets.Dataset` is."""
+    """The examples, indexed as an `EncodedSet` is."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.rows = [encode_example(tokenizer, example) for example in EXAMPLES]

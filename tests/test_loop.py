@@ -26,7 +26,7 @@ MARKERS = MarkerIds(60, 61, 62)
 
 
 class FakeSet:
-    """Forty encoded examples, indexed as a `datasets.Dataset` is."""
+    """Forty encoded examples, indexed as an `EncodedSet` is."""
 
     def __init__(self, num_rows: int = 40) -> None:
         generator = torch.Generator().manual_seed(0)

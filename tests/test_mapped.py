@@ -2,15 +2,19 @@
 
 import mmap
 import random
+import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coconut.data import mapped
-from coconut.data.encoding import load_encoded
-from coconut.data.mapped import MappedRows, release_pages
+from coconut.data.encoding import EncodedExample, load_encoded
+from coconut.data.mapped import FILE_SCHEMA, release_pages
 
 NUM_ROWS = 5000
 
@@ -25,13 +29,28 @@ def folder(tmp_path: Path) -> Path:
     rows = {
         "index": list(range(NUM_ROWS)),
         "question_ids": [[row] * (1 + row % 7) for row in range(NUM_ROWS)],
-        "steps_ids": [[[row, 1], [2]] for row in range(NUM_ROWS)],
+        "steps_ids": [[[row, 1], [], [2]][: row % 4] for row in range(NUM_ROWS)],
         "answer_ids": [[row % 11] for row in range(NUM_ROWS)],
     }
-    table = pa.table(rows)
+    table = pa.table(rows, schema=FILE_SCHEMA)
     with pa.OSFile(str(folder / "train.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table, max_chunksize=500)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("small") / "train.arrow"
+    rows = {
+        "index": list(range(6)),
+        "question_ids": [[row] * 3 for row in range(6)],
+        "steps_ids": [[[row, 1], [2]][: row % 3] for row in range(6)],
+        "answer_ids": [[row] for row in range(6)],
+    }
+    table = pa.table(rows, schema=FILE_SCHEMA)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=4)
+    return path, path.read_bytes()
 
 
 def resident_bytes(path: Path) -> int:
@@ -48,19 +67,78 @@ def resident_bytes(path: Path) -> int:
 @pytest.mark.parametrize("limit", [0, 1 << 40], ids=["always-released", "never-released"])
 def test_rows_are_those_of_the_set_in_the_order_asked_for(folder, monkeypatch, limit):
     monkeypatch.setattr(mapped, "MAX_RESIDENT_BYTES", limit)
-    dataset = load_encoded(folder, "train")
-    rows = MappedRows(dataset)
+    oracle = Dataset.from_file(str(folder / "train.arrow"))
+    rows = load_encoded(folder, "train")
     assert len(rows) == NUM_ROWS
     chosen = random.Random(0)
-    for size in (1, 2, mapped.ROWS_AT_ONCE, 3 * mapped.ROWS_AT_ONCE + 1):
+    for size in (0, 1, 2, mapped.ROWS_AT_ONCE, 3 * mapped.ROWS_AT_ONCE + 1):
         wanted = [chosen.randrange(NUM_ROWS) for _ in range(size)]
-        assert rows[[*wanted, wanted[0]]] == dataset[[*wanted, wanted[0]]]
+        wanted += [*wanted[:1], 0, 499, 500, NUM_ROWS - 1]
+        assert rows[wanted] == oracle[wanted]
+    assert rows[[]] == {name: [] for name in FILE_SCHEMA.names}
+    ours, theirs = list(rows.examples()), oracle.select_columns(list(EncodedExample._fields))
+    assert ours == [EncodedExample(**row) for row in theirs]
+
+
+@pytest.mark.parametrize(("max_rows", "num_rows"), [(None, NUM_ROWS), (700, 700), (NUM_ROWS + 1, NUM_ROWS)])
+def test_a_set_can_be_cut(folder, max_rows, num_rows):
+    rows = load_encoded(folder, "train", max_rows)
+    assert len(rows) == num_rows
+    assert [example.question_ids[0] for example in rows.examples()] == list(range(num_rows))
+
+
+@pytest.mark.parametrize("row", [-1, 700])
+def test_a_row_that_is_not_in_the_set_is_an_error(folder, row):
+    with pytest.raises(IndexError, match=f"found rows {min(0, row)} to {max(0, row)}, wanted 0 to 699"):
+        load_encoded(folder, "train", 700)[[0, row]]
+
+
+def test_other_columns_and_missing_values_are_errors(folder):
+    path = folder / "train.arrow"
+
+    def write(table):
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+
+    whole = {"index": [0], "question_ids": [[1]], "steps_ids": [[[2]]], "answer_ids": [[3]]}
+    write(pa.table(whole))
+    with pytest.raises(ValueError, match=r"train\.arrow: .*index: int64.*run the encode stage again"):
+        load_encoded(folder, "train")
+    write(pa.table(whole, schema=FILE_SCHEMA).drop_columns(["index"]))
+    with pytest.raises(ValueError, match=r"train\.arrow: .*found columns .*question_ids: list<item: int32>"):
+        load_encoded(folder, "train")
+    for name, value in (("index", [None]), ("question_ids", [None]), ("answer_ids", [[None]])):
+        write(pa.table(whole | {name: value}, schema=FILE_SCHEMA))
+        with pytest.raises(ValueError, match=r"train\.arrow: .*1 values are missing.* run the encode stage again"):
+            load_encoded(folder, "train")[[0]]
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.data())
+def test_damage_is_an_error_or_other_numbers_and_never_a_crash(small_file, data):
+    """A number may be another one, which DVC's checksums notice; what says where they are must not lead outside."""
+    path, whole = small_file
+    damaged = bytearray(whole)
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    else:
+        for _ in range(data.draw(st.integers(1, 3))):
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
+    try:
+        rows = load_encoded(path.parent, "train")
+        list(rows.examples())
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert not message or "train.arrow" in message
 
 
 @linux_only
 def test_pages_are_given_back_only_above_the_limit(folder, monkeypatch):
     path = folder / "train.arrow"
-    rows = MappedRows(load_encoded(folder, "train"))
+    rows = load_encoded(folder, "train")
     rows[list(range(0, NUM_ROWS, 50))]
     before = resident_bytes(path)
     assert before > 0
@@ -73,7 +151,7 @@ def test_pages_are_given_back_only_above_the_limit(folder, monkeypatch):
 
 @linux_only
 def test_shared_memory_that_is_not_the_sets_own_does_not_count_for_ever(folder, monkeypatch):
-    rows = MappedRows(load_encoded(folder, "train"))
+    rows = load_encoded(folder, "train")
     monkeypatch.setattr(mapped, "MAX_RESIDENT_BYTES", 8 << 20)
     releases = []
     monkeypatch.setattr(mapped, "release_pages", releases.append)
@@ -88,13 +166,13 @@ def test_shared_memory_that_is_not_the_sets_own_does_not_count_for_ever(folder, 
 def test_a_linked_file_is_found_under_its_own_name(folder, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/train.arrow").symlink_to(folder / "train.arrow")
-    rows = MappedRows(load_encoded(tmp_path / "linked", "train"))
+    rows = load_encoded(tmp_path / "linked", "train")
     rows[[0]]
     assert release_pages(rows.paths) >= (folder / "train.arrow").stat().st_size
 
 
 def test_elsewhere_nothing_is_asked_of_the_system(folder, monkeypatch):
-    rows = MappedRows(load_encoded(folder, "train"))
+    rows = load_encoded(folder, "train")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(mapped.ctypes, "CDLL", None)
     rows.release()
@@ -109,3 +187,12 @@ def test_a_map_that_somebody_writes_to_keeps_what_was_written(tmp_path):
         copy[:3] = b"new"
         assert release_pages([str(path)]) == 0
         assert copy[:4] == b"newa"
+
+
+def test_reading_a_set_takes_neither_datasets_nor_pandas(folder):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom coconut.data.encoding import load_encoded\n"
+        f"next(load_encoded(Path({str(folder)!r}), 'train').examples())\n"
+        "sys.exit(bool({'datasets', 'pandas'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,6 +25,7 @@ from coconut.data.encoding import (
     tokenize_texts,
 )
 from coconut.data.examples import Example, read_examples
+from coconut.data.mapped import FILE_SCHEMA
 from coconut.data.tokenizer import load_tokenizer
 from coconut.layout import SPLITS
 
@@ -36,14 +37,10 @@ MIN_KEPT_SHARE = 0.1
 """A split that loses more than the rest says nothing about the data any more."""
 _NAMED_ROWS = 10
 
-_IDS = pa.list_(pa.int32())
-_FILE_SCHEMA = pa.schema(
-    [("index", pa.int32()), ("question_ids", _IDS), ("steps_ids", pa.list_(_IDS)), ("answer_ids", _IDS)]
-)
 # What a worker finds out about a row beside its ids.
 _ROW_SCHEMA = pa.schema(
     [
-        *_FILE_SCHEMA,
+        *FILE_SCHEMA,
         ("num_steps_tokens", pa.int32()),
         ("num_view_tokens", pa.int32()),
         ("decoded_differs", pa.bool_()),
@@ -233,7 +230,7 @@ class _SplitWriter:
     def __init__(self, examples_path: Path, path: Path, max_tokens: int | None) -> None:
         self.examples_path, self.max_tokens = examples_path, max_tokens
         self.sink = pa.OSFile(str(path), "wb")
-        self.stream = pa.ipc.new_stream(self.sink, _FILE_SCHEMA)
+        self.stream = pa.ipc.new_stream(self.sink, FILE_SCHEMA)
         self.num_rows = self.num_kept = self.num_decoded_differs = self.num_joined_differs = 0
         self.totals = dict.fromkeys(("question", "steps", "answer"), 0)
         self.maxima = dict.fromkeys(("question", "steps", "answer", "view"), 0)
@@ -267,7 +264,7 @@ class _SplitWriter:
         if len(table):
             self._count(table)
             # One batch a table, so that the bytes do not depend on the number of processes.
-            for batch in table.select(_FILE_SCHEMA.names).combine_chunks().to_batches():
+            for batch in table.select(FILE_SCHEMA.names).combine_chunks().to_batches():
                 self.stream.write_batch(batch)
 
     def _count(self, table: pa.Table) -> None:

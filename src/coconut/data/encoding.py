@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from coconut.data.examples import MARKERS, Example
 
 if TYPE_CHECKING:
-    # Both take up to a second to import, and readers of this module need one of them at most.
-    from datasets import Dataset
+    # Both take a while to import, and readers of this module need one of them at most.
     from transformers import PreTrainedTokenizerBase
+
+    from coconut.data.mapped import EncodedSet
 
 ANSWER_MARK = "### "
 SPECIAL_TOKEN_COMPLAINT = (
@@ -159,26 +160,21 @@ def _question_text(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: 
     return text
 
 
-def load_encoded(encoded_dir: Path, split: str) -> "Dataset":
-    """Open one split, memory-mapped: columns `index`, `question_ids`, `steps_ids`, `answer_ids`.
+def load_encoded(encoded_dir: Path, split: str, max_rows: int | None = None) -> "EncodedSet":
+    """Open one split, memory-mapped.
 
-    `index` is the example's row in `data/examples/<split>.jsonl`.
+    Args:
+        max_rows: only so many from its beginning; None for all.
 
     Raises:
         ValueError: if the file is missing, damaged or empty.
     """
-    from datasets import Dataset
+    from coconut.data.mapped import EncodedSet
 
     path = encoded_dir / f"{split}.arrow"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run the encode stage first: dvc repro encode")
-    cure = "the file was changed or cut short: run the encode stage again"
-    try:
-        dataset = Dataset.from_file(str(path))
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors.
-        raise ValueError(f"{path}: not a whole Arrow file ({error}); {cure}") from None
-    if not {"index", "question_ids", "steps_ids", "answer_ids"} <= set(dataset.column_names) or not len(dataset):
-        raise ValueError(
-            f"{path}: found {len(dataset)} rows of {dataset.column_names}, wanted encoded examples; {cure}"
-        )
+    dataset = EncodedSet(path, max_rows)
+    if not len(dataset):
+        raise ValueError(f"{path}: found no row, wanted encoded examples; run the encode stage again")
     return dataset

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from coconut.config import BASE, Params
 from coconut.data.encoding import load_encoded
 from coconut.data.examples import MARKERS, Example, read_examples
+from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches
 from coconut.evaluation.statistics import wilson_interval
@@ -60,7 +61,7 @@ def evaluate_entry(params: Params, name: str) -> None:
         autocast=accelerator.autocast,
     )
     examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
-    datasets = {split: _load(split, params) for split in examples}
+    datasets = {split: load_encoded(ENCODED_DIR, split, params.evaluate.max_examples) for split in examples}
     # A prediction holds what was generated, often a byte or more a token.
     num_bytes = len(examples["test"]) * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
     check_free_space({OUTPUTS_DIR / name: num_bytes})
@@ -132,13 +133,7 @@ def _share(values: Any) -> float:
     return sum(collected) / max(1, len(collected))
 
 
-def _load(split: str, params: Params) -> Any:
-    dataset = load_encoded(ENCODED_DIR, split)
-    limit = params.evaluate.max_examples
-    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
-
-
-def _outcomes(evaluator: Evaluator, dataset: Any, examples: Sequence[Example], title: str) -> list[Outcome]:
+def _outcomes(evaluator: Evaluator, dataset: EncodedSet, examples: Sequence[Example], title: str) -> list[Outcome]:
     with tqdm(desc=title, total=len(dataset), unit="row", disable=not shows_progress(), dynamic_ncols=True) as bar:
         return evaluator.outcomes(dataset, examples, on_rows=bar.update)
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import Example
+from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer, same_answer
 from coconut.model.base import num_positions
@@ -91,12 +92,9 @@ class Evaluator:
             return generate(self.model, self.feedback, **inputs, eos_ids=self.eos_ids, max_new_tokens=limits)
 
     @torch.no_grad()
-    def loss(self, dataset: Any) -> float:
+    def loss(self, dataset: EncodedSet) -> float:
         """Mean loss in nats per supervised token over the whole encoded set, at the plan's stage."""
-        views = [
-            build_view(row["question_ids"], row["steps_ids"], row["answer_ids"], plan=self.plan, markers=self.markers)
-            for row in dataset
-        ]
+        views = [build_view(*example, plan=self.plan, markers=self.markers) for example in dataset.examples()]
         order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
         sums: list[tuple[float, int]] = []
 
@@ -111,17 +109,18 @@ class Evaluator:
 
     def outcomes(
         self,
-        dataset: Any,
+        dataset: EncodedSet,
         examples: Sequence[Example],
         *,
         on_rows: Callable[[int], object] = lambda _count: None,
     ) -> list[Outcome]:
         """Generate for each row of the encoded set; `examples` is the split that its `index` refers to."""
-        prompts = [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in dataset["question_ids"]]
+        columns = dataset[range(len(dataset))]
+        prompts = [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in columns["question_ids"]]
         decoded = self.decode(prompts, on_rows=on_rows)
         texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
-        rows = zip(dataset["index"], decoded, texts, strict=True)
-        return [judge(int(index), examples[index], row, text) for index, row, text in rows]
+        rows = zip(columns["index"], decoded, texts, strict=True)
+        return [judge(index, examples[index], row, text) for index, row, text in rows]
 
     def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too."""

@@ -19,7 +19,6 @@ from coconut.config import BASE, Entry, Params
 from coconut.data.curriculum import plan_view
 from coconut.data.encoding import EncodedExample, load_encoded
 from coconut.data.examples import MARKERS, read_examples
-from coconut.data.mapped import MappedRows
 from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, SPLITS, checkpoint_dir
@@ -132,7 +131,7 @@ def build_trainer(
         entry,
         model,
         feedback,
-        MappedRows(load_encoded(ENCODED_DIR, "train")),
+        load_encoded(ENCODED_DIR, "train"),
         markers,
         evaluator.pad_id,
         params.seed,
@@ -156,9 +155,7 @@ def _dtype(entry: Entry) -> torch.dtype:
 
 
 def _validation(evaluator: Evaluator, entry: Entry) -> Any:
-    dataset = load_encoded(ENCODED_DIR, "valid")
-    if entry.train.validate_examples is not None:
-        dataset = dataset.select(range(min(entry.train.validate_examples, len(dataset))))
+    dataset = load_encoded(ENCODED_DIR, "valid", entry.train.validate_examples)
     examples = read_examples(EXAMPLES_DIR / "valid.jsonl")
 
     def validate() -> Score:
@@ -237,10 +234,8 @@ def _check_the_night(params: Params, entry: Entry, model: PreTrainedModel) -> No
     if all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
         return  # The encode stage has left out what does not fit in the shape that all entries share.
     for split in SPLITS:
-        dataset = load_encoded(ENCODED_DIR, split)
-        rows = dataset.select_columns(list(EncodedExample._fields))
-        length, place = max((_longest_view(EncodedExample(**row), entry), n) for n, row in enumerate(rows))
-        MappedRows(dataset).release()
+        examples = load_encoded(ENCODED_DIR, split).examples()
+        length, place = max((_longest_view(example, entry), place) for place, example in enumerate(examples))
         if length > room:
             raise ValueError(
                 f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from coconut.config import Entry, RuntimeConfig
 from coconut.data.curriculum import count_removed
+from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds
 from coconut.model.feedback import Feedback
 from coconut.runtime import peak_memory_mb, shows_progress
@@ -134,7 +135,7 @@ class Trainer:
     entry: Entry
     model: PreTrainedModel
     feedback: Feedback
-    dataset: Any
+    dataset: EncodedSet
     markers: MarkerIds
     pad_id: int
     seed: int

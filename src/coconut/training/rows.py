@@ -11,6 +11,7 @@ import numpy as np
 
 from coconut.config import Entry
 from coconut.data.curriculum import draw_plan
+from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_view
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
@@ -30,7 +31,7 @@ def split_updates(order: Order | Sequence[int], batch_size: int) -> Iterator[lis
 
 
 def training_views(
-    dataset: Any,
+    dataset: EncodedSet,
     rows: Sequence[int],
     *,
     entry: Entry,
@@ -55,6 +56,6 @@ def training_views(
     return views
 
 
-def longest_reasoning(dataset: Any, rows: Sequence[int]) -> int:
+def longest_reasoning(dataset: EncodedSet, rows: Sequence[int]) -> int:
     """Tokens of the longest chain of steps among these rows, nothing removed."""
     return max((sum(map(len, steps_ids)) for steps_ids in dataset[list(rows)]["steps_ids"]), default=0)
