@@ -81,7 +81,7 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
             "PATH": bin_dir + os.pathsep + os.environ["PATH"],
             "DVC_NO_ANALYTICS": "1",
         }
-        # Python's default: some images forbid it to keep what it has compiled, and every stage compiles our modules anew.
+        # Python's default: where it may not keep what it has compiled, every stage compiles our modules anew.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
         subprocess.run(
