@@ -419,7 +419,7 @@ def test_a_disk_that_takes_nothing_is_named(
     assert re.search(rf"{folder}.*: .*(Read-only file system|No space left|MB free on its disk)", error), error
 
 
-@pytest.mark.parametrize("name", ["preprocess", "base", "encode", "train@cot", "evaluate@cot"])
+@pytest.mark.parametrize("name", ["preprocess", "base", "encode", "train@cot", "evaluate@cot", "report"])
 def test_a_disk_that_is_too_small_is_found_before_the_work(
     project: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

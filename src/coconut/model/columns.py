@@ -26,6 +26,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from coconut.model.backward import Backward
+
 SCALAR_SOFTMAX = 16
 """Columns below which torch's softmax on a CPU goes one by one, and is five times slower than its parts."""
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -303,7 +305,7 @@ class _Gradients:
     """What the passes of a layer leave, in one backward, for the earlier passes whose columns they have read."""
 
     def __init__(self) -> None:
-        self.backward_id = -1
+        self.backward = Backward()
         self.clear()
 
     def clear(self) -> None:
@@ -315,10 +317,8 @@ class _Gradients:
 
     def begin(self) -> None:
         """Forget what a backward has left that did not reach the first pass."""
-        backward_id = torch._C._current_graph_task_id()
-        if backward_id != self.backward_id:
+        if self.backward.is_another():
             self.clear()
-            self.backward_id = backward_id
 
     def add(self, factors: Factors, *, num_left: int) -> None:
         """Add the factors of a pass; `num_left` queries are to come in all, with these."""

@@ -32,6 +32,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from coconut.model.backward import Backward
 from coconut.model.products import linear, prefers_onednn
 
 MAX_KEPT_OF_HEAD = 9 << 23
@@ -208,7 +209,7 @@ class _Factors:
     gradients: list[Tensor] = field(default_factory=list)
     formed: tuple[Tensor, Tensor] | None = None
     """Gradients of weight and bias by passes whose factors were too much to keep."""
-    backward_id: int = -1
+    backward: Backward = field(default_factory=Backward)
 
     def oriented(self, weight: Tensor) -> Tensor:
         """The weight as O x I."""
@@ -217,9 +218,8 @@ class _Factors:
     def add(self, input_RI: Tensor, gradient_RO: Tensor) -> None:
         """Take a pass's share of the gradient, as its two factors."""
         # A backward that reached the passes but not the gate has left its factors behind.
-        backward_id = torch._C._current_graph_task_id()
-        if backward_id != self.backward_id:
-            self.inputs, self.gradients, self.formed, self.backward_id = [], [], None, backward_id
+        if self.backward.is_another():
+            self.inputs, self.gradients, self.formed = [], [], None
         if self.max_kept is not None:
             num_new, num_kept = (
                 sum(map(torch.numel, parts)) for parts in ((input_RI, gradient_RO), (*self.inputs, *self.gradients))
@@ -268,14 +268,13 @@ class _Rows:
 
     padding_idx: int | None
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    backward_id: int = -1
+    backward: Backward = field(default_factory=Backward)
 
     def add(self, ids: Tensor, gradient: Tensor) -> None:
         """Keep the gradients of these embeddings, ... x D."""
         # A backward that failed between the lookup and the gate has left its rows behind.
-        backward_id = torch._C._current_graph_task_id()
-        if backward_id != self.backward_id:
-            self.kept, self.backward_id = [], backward_id
+        if self.backward.is_another():
+            self.kept = []
         if self.padding_idx is not None:
             gradient = gradient.masked_fill((ids == self.padding_idx)[..., None], 0)
         self.kept.append((ids.flatten(), gradient.flatten(0, -2).detach()))

@@ -12,6 +12,7 @@ from coconut.report.figures import draw_figures
 from coconut.report.paper import PAPER_NOTE, paper_table
 from coconut.report.results import Result, find_last, read_facts, read_folder, read_results
 from coconut.report.tables import NOT_THERE, Table, accuracy_table, explain_speed, facts_table, speed_table
+from coconut.training.guard import check_free_space
 
 _NUM_MISTAKES = 10
 NO_DATA = "No data."
@@ -46,6 +47,7 @@ def write_report(params: Params, outputs_dir: Path, report_dir: Path) -> None:
     files = {f"{name}.png": png for name, png in figures.items()}
     files["report.md"] = render_markdown(title, sections, figures.keys()).encode()
     files["report.html"] = render_html(title, sections, figures).encode()
+    check_free_space({report_dir: sum(map(len, files.values()))})
     for name, content in files.items():
         (report_dir / name).unlink(missing_ok=True)  # It may be linked into DVC's cache.
         (report_dir / name).write_bytes(content)
