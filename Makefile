@@ -30,7 +30,7 @@ trackers: $(STAMP)  ## wandb and tensorboard too, for `runtime.tracker` and thei
 
 repro: $(STAMP)  ## dvc repro: everything that is out of date
 	@python stages/params.py  # Also a stage, but a cycle or a missing parent would end DVC first, in fewer words.
-	@python -m coconut.dvc_lock  # What a killed dvc left would end DVC, or have it run finished stages again.
+	@python -m coconut.pipeline.dvc_lock  # What a killed dvc left would end DVC, or have it run finished stages again.
 	dvc repro
 
 table: $(STAMP)  ## print the table of the last run
@@ -55,10 +55,10 @@ bench: $(STAMP)  ## speed and memory, tables and figures into benchmarks/
 	python benchmarks/bench.py
 
 overnight: $(STAMP)  ## dvc repro -k until it is done or cannot go on, with a summary
-	python -m coconut.overnight
+	python -m coconut.pipeline.overnight
 
 status: $(STAMP)  ## what is running, what is done, what is waiting
-	@python -m coconut.status
+	@python -m coconut.pipeline.status
 
 compare: $(STAMP)  ## mean and interval over seeds, paired tests: make compare EXPERIMENTS="one two"
 	@python -m coconut.report.compare $(EXPERIMENTS)

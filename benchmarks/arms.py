@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from coconut.config import load_params
+from coconut.config.params import load_params
 from coconut.evaluation.statistics import mean_interval
 from coconut.report.results import Result, find_lineage, read_folder, read_results
 from coconut.report.tables import Table

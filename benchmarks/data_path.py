@@ -16,8 +16,8 @@ BATCH_SIZE = 128
 def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     """Independent of the device: no model takes part."""
     del device, repeats
-    from coconut.config import load_params
-    from coconut.data.encoding import load_encoded
+    from coconut.config.params import load_params
+    from coconut.data.mapped import load_encoded
     from coconut.data.views import MarkerIds
     from coconut.training.rows import epoch_order, split_updates, training_views
 
@@ -57,11 +57,12 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
 
 
 def _time_encoding(folder: Path) -> dict[str, float]:
-    from coconut.config import ChainedArithmetic, load_params
+    from coconut.checkpoints.origin import prepare_base
+    from coconut.config.params import load_params
+    from coconut.config.schema import ChainedArithmetic
     from coconut.data.encoder import encode_splits
     from coconut.data.examples import write_examples
     from coconut.data.generators import generate
-    from coconut.model.origin import prepare_base
 
     params = load_params()
     examples = generate(ChainedArithmetic("chained_arithmetic", 4, 97), NUM_ENCODED, seed=0)

@@ -29,8 +29,8 @@ def install():
     targets = {
         "coconut.training.loop": [("Trainer", "update", "updates")],
         "coconut.evaluation.evaluator": [("Evaluator", "decode", "decoding"), ("Evaluator", "loss", "scoring")],
-        "coconut.training.resume": [("ResumeStore", "save", "saving states")],
-        "coconut.training.fingerprint": [("StageInputs", "read", "hashing"),
+        "coconut.pipeline.resume": [("ResumeStore", "save", "saving states")],
+        "coconut.pipeline.inputs": [("StageInputs", "read", "hashing"),
                                          ("StageInputs", "refuse_if_changed", "hashing")],
     }
     class Finder(importlib.abc.MetaPathFinder):

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from coconut.data.collator import Batch, collate
 from coconut.data.views import IGNORED, View
-from coconut.model import columns, layers, products
+from coconut.model.fast import columns, layers, products
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, supervised_nll
 

@@ -8,17 +8,18 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.stage import begin
+from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
     gc.disable()  # As in train.py.
 
-from coconut.config import BASE, load_params
+from coconut.checkpoints.origin import prepare_base
+from coconut.config.params import load_params
+from coconut.config.schema import BASE
 from coconut.data.examples import Example, read_examples
 from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir
-from coconut.model.origin import prepare_base
-from coconut.runtime import run_stage
+from coconut.pipeline.stage import run_stage
 
 
 def read_all() -> Iterator[Example]:

@@ -7,16 +7,18 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.stage import begin
+from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
 
-from coconut.config import BASE, load_params
+from coconut.config.params import load_params
+from coconut.config.schema import BASE
 from coconut.data.encoder import encode_splits
+from coconut.devices import num_workers
+from coconut.files import check_free_space, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
-from coconut.runtime import num_workers, run_stage, writing
-from coconut.training.guard import check_free_space
+from coconut.pipeline.stage import run_stage
 
 
 def main() -> None:
@@ -25,14 +27,8 @@ def main() -> None:
     # At worst each byte of text becomes a token, 4 bytes.
     check_free_space({ENCODED_DIR: 4 * sum(path.stat().st_size for path in EXAMPLES_DIR.glob("*.jsonl"))})
     with writing(ENCODED_DIR):
-        metrics = encode_splits(
-            EXAMPLES_DIR,
-            checkpoint_dir(BASE),
-            ENCODED_DIR,
-            prompt=params.encode.prompt,
-            latent=params.latent,
-            num_processes=num_workers(params.runtime.num_workers),
-        )
+        sizes = {"latent": params.latent, "num_processes": num_workers(params.runtime.num_workers)}
+        metrics = encode_splits(EXAMPLES_DIR, checkpoint_dir(BASE), ENCODED_DIR, prompt=params.encode.prompt, **sizes)
     (OUTPUTS_DIR / "encode.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.stage import begin
+from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
 
-from coconut.config import load_params
+from coconut.config.params import load_params
 from coconut.layout import OUTPUTS_DIR
-from coconut.runtime import run_stage
+from coconut.pipeline.stage import run_stage
 
 
 def main() -> None:

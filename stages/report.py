@@ -6,15 +6,16 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.stage import begin
+from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
 
-from coconut.config import load_params
+from coconut.config.params import load_params
+from coconut.files import writing
 from coconut.layout import OUTPUTS_DIR, REPORT_DIR
+from coconut.pipeline.stage import run_stage
 from coconut.report.page import write_report
-from coconut.runtime import run_stage, writing
 
 
 def main() -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.stage import begin
+from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
     gc.disable()  # A quarter of the imports' time would go into looking for garbage where there is none.
 
-from coconut.config import load_params
-from coconut.runtime import run_stage
+from coconut.config.params import load_params
+from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.stage import run_stage
 from coconut.training.entry import train_entry
-from coconut.training.fingerprint import StageInputs
 
 
 def main(entry_name: str, inputs: StageInputs | None = None) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from coconut.config import Params, parse_params
+from coconut.config.params import parse_params
+from coconut.config.schema import Params
 from coconut.evaluation.statistics import wilson_interval
 
 HISTORY_HEAD = (

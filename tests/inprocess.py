@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from coconut.data import encoder
-from coconut.runtime import run_stage
+from coconut.pipeline.stage import run_stage
 from project import ROOT, TINY, write_params
 
 _SHARED = ("src", "stages", "models", "dvc.yaml")

@@ -33,11 +33,11 @@ curriculum:
 STAGE = """
 import json, os, signal, sys, time
 from pathlib import Path
-from coconut.training.guard import die_with_parent
+from coconut.pipeline.signals import die_with_parent
 die_with_parent()
 import yaml
 from loguru import logger
-from coconut.runtime import run_stage
+from coconut.pipeline.stage import run_stage
 
 def behaviour(name):
     path = Path(os.environ.get("DVC_ROOT", "."), "behaviour.json")
@@ -49,9 +49,9 @@ def behaviour(name):
 
 def train(name):
     import torch
-    from coconut.training.fingerprint import StageInputs
-    from coconut.training.guard import stop_on_signals
-    from coconut.training.resume import ResumeStore, State
+    from coconut.pipeline.inputs import StageInputs
+    from coconut.pipeline.signals import stop_on_signals
+    from coconut.pipeline.resume import ResumeStore, State
     inputs = StageInputs.read(name)
     now = behaviour(name)
     entry = yaml.safe_load(Path("params.yaml").read_text())["curriculum"][name.split("@")[1]]

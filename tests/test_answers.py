@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coconut.config import DataConfig, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import is_scorable
 from coconut.data.sources import read_split
 from coconut.evaluation.answers import extract_answer, same_answer

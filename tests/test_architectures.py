@@ -17,17 +17,18 @@ from loguru import logger
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
-from coconut.config import Entry, Params, load_params
+from coconut.checkpoints.feedback import load_feedback, save_feedback
+from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.origin import prepare_base
+from coconut.config.params import load_params
+from coconut.config.schema import Entry, Params
 from coconut.data.curriculum import plan_view
 from coconut.data.encoding import encode_example
 from coconut.data.examples import MARKERS, Example
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import MarkerIds, build_prompt
 from coconut.evaluation.evaluator import Evaluator
-from coconut.model.base import load_checkpoint, save_checkpoint
-from coconut.model.feedback import load_feedback, save_feedback
-from coconut.model.meta import CheckpointMeta
-from coconut.model.origin import prepare_base
 from coconut.reasoner import Reasoner
 from coconut.training.loop import Score, Stopped, Trainer
 from test_config import SHIPPED

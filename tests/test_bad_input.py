@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from coconut import files as guard
 from coconut.data.examples import MARKERS, Example, read_examples
 from coconut.training import entry as training_entry
-from coconut.training import guard
 from inprocess import ROWS_FILE, canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, TINY, commit, environment, make_project, run, stages_run, write_params
 

@@ -17,10 +17,13 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
+from coconut.checkpoints.markers import add_markers
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.support import check_supported
 from coconut.data.examples import MARKERS
 from coconut.data.tokenizer import build_word_tokenizer
-from coconut.model.base import add_markers, check_supported, load_checkpoint, output_logits, save_checkpoint
-from coconut.model.meta import CheckpointMeta
+from coconut.model.head import output_logits
 from tiny_models import FAMILIES, build_tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 import oracle
 from coconut.data.collator import Batch, collate
-from coconut.model import columns, layers, products
-from coconut.model.columns import ColumnStore, can_store
+from coconut.model.fast import columns, layers, products
+from coconut.model.fast.columns import ColumnStore, can_store
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, read_columns
 from test_latent import gradients, make_views

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from coconut.config import load_params, parse_params
+from coconut.config.params import load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 

@@ -12,10 +12,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from coconut.config import Entry, LatentConfig, Params, load_params, parse_params
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.config.params import load_params, parse_params
+from coconut.config.schema import Entry, LatentConfig, Params
 from coconut.data.curriculum import ALL_STEPS, ALL_TOKENS, ViewPlan, count_removed, draw_extra, draw_plan, plan_view
 from coconut.data.views import MarkerIds
-from coconut.model.meta import CheckpointMeta
 from coconut.training.loop import Stopped, Trainer
 from coconut.training.rows import longest_reasoning, training_views
 from test_config import SHIPPED

@@ -10,11 +10,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from coconut.config import LatentConfig
+from coconut.config.schema import LatentConfig
 from coconut.data import encoder
 from coconut.data.encoder import Job, encode_splits, longest_view
-from coconut.data.encoding import EncodedExample, load_encoded
+from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example, write_examples
+from coconut.data.mapped import load_encoded
 from coconut.data.tokenizer import build_word_tokenizer
 
 DATA_DIR = Path(__file__).parents[2] / "shared" / "data"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import standin
-from coconut.training.resume import last_update
+from coconut.pipeline.resume import last_update
 
 pytestmark = [
     pytest.mark.slow,

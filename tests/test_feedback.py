@@ -10,25 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from coconut.config import parse_params
+from coconut.checkpoints.feedback import WEIGHTS_FILE, load_feedback, save_feedback
+from coconut.checkpoints.folder import load_model
+from coconut.config.params import parse_params
+from coconut.config.thought import FORMS, find_layer, parse_thought
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.views import IGNORED, MarkerIds, View, build_prompt, build_view
-from coconut.model.base import load_model
-from coconut.model.feedback import (
-    WEIGHTS_FILE,
-    Feedback,
-    Projection,
-    States,
-    build_feedback,
-    find_final_norm,
-    load_feedback,
-    save_feedback,
-    suppressed,
-)
+from coconut.model.feedback import Feedback, Projection, States, build_feedback, find_final_norm, suppressed
 from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
-from coconut.thought import FORMS, find_layer, parse_thought
 from test_config import SHIPPED
 from tiny_models import EOS_ID, FAMILIES, build_tiny_model
 

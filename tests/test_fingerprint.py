@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coconut.training.fingerprint import Stage, StageInputs, canonical, digest_path, fingerprint, read_pipeline
+from coconut.files import digest_path
+from coconut.pipeline.dvc_file import Stage, canonical, read_pipeline
+from coconut.pipeline.inputs import StageInputs, fingerprint
 
 DVC_YAML = """
 stages:

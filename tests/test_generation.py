@@ -8,7 +8,8 @@ import oracle
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.views import MarkerIds, View, build_prompt
-from coconut.model import columns, generation
+from coconut.model import generation
+from coconut.model.fast import columns
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 
 import pytest
 
-from coconut.config import ChainedArithmetic, Graph, Multiplication
+from coconut.config.schema import ChainedArithmetic, Graph, Multiplication
 from coconut.data.examples import Example
 from coconut.data.generators import arithmetic, generate, graphs, multiplication
 from test_sources import read, shared

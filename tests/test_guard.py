@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from coconut.training import guard
-from coconut.training.guard import check_free_space
+from coconut import files
+from coconut.files import check_free_space
+from coconut.pipeline import signals as guard
 
 LOOP = """
 import sys, time
-from coconut.training.guard import {setup}, stop_on_signals
+from coconut.pipeline.signals import {setup}, stop_on_signals
 with stop_on_signals() as stop:
     print("ready", flush=True)
     while not stop.requested:
@@ -65,7 +66,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving():
 
 
 def test_a_loop_that_hangs_is_ended_by_the_kernel_after_the_grace():
-    code = "from coconut.training import guard; guard.GRACE_S = 1\n" + loop("time.sleep(60)")
+    code = "from coconut.pipeline import signals as guard; guard.GRACE_S = 1\n" + loop("time.sleep(60)")
     process = start(code)
     process.send_signal(signal.SIGTERM)
     begin = time.time()
@@ -124,7 +125,7 @@ def test_a_block_that_changes_nothing_is_interrupted():
 
 
 CHILD = """
-from coconut.training.guard import die_with_parent
+from coconut.pipeline.signals import die_with_parent
 import sys, time, os
 {before}
 die_with_parent()
@@ -203,7 +204,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_too_little_free_space_is_found_before_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
     not_yet_there = tmp_path / "outputs/cot"
     check_free_space({not_yet_there: 10_000_000})
     with pytest.raises(OSError, match=r"cot: 10 MB free on its disk, 11 MB wanted .*make room"):
@@ -211,11 +212,11 @@ def test_too_little_free_space_is_found_before_the_start(tmp_path, monkeypatch):
 
 
 def test_needs_on_one_disk_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
     with pytest.raises(OSError, match="b: 10 MB free on its disk, 12 MB wanted"):
         check_free_space({tmp_path / "a": 6_000_000, tmp_path / "b": 6_000_000})
 
 
 def test_guard_is_imported_without_torch():
-    code = "import sys, coconut.training.guard; sys.exit('torch' in sys.modules)"
+    code = "import sys, coconut.pipeline.signals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

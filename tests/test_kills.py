@@ -23,8 +23,8 @@ import psutil
 import pytest
 import yaml
 
-from coconut.dvc_lock import keep_record, mend
-from coconut.training.resume import last_update
+from coconut.pipeline.dvc_lock import keep_record, mend
+from coconut.pipeline.resume import last_update
 from project import environment, make_project, run, write_params
 
 pytestmark = [

@@ -8,7 +8,7 @@ import oracle
 from coconut.data.collator import Batch, collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.views import IGNORED, MarkerIds, View, build_view
-from coconut.model import columns, layers, products
+from coconut.model.fast import columns, layers, products
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, read_columns, supervised_nll
 

@@ -13,10 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
-from coconut.model import columns, latent, layers, products
+from coconut.model import latent
+from coconut.model.fast import columns, layers, products
+from coconut.model.fast.layers import BatchLayers
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
-from coconut.model.layers import BatchLayers
 from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
 
 

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from coconut.config import Entry, Params, load_params
+from coconut.config.params import load_params
+from coconut.config.schema import Entry, Params
 from coconut.data.views import MarkerIds
 from coconut.model.feedback import Feedback
-from coconut.training.guard import stop_on_signals
+from coconut.pipeline.signals import stop_on_signals
 from coconut.training.loop import Score, Stopped, Trainer
 from coconut.training.objective import Cost, check_finite
 from coconut.training.optimizer import fits_optimizer, learning_rate

@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset
 
 from coconut.data import mapped
-from coconut.data.encoding import EncodedExample, load_encoded
-from coconut.data.mapped import FILE_SCHEMA, release_pages
+from coconut.data.encoding import EncodedExample
+from coconut.data.mapped import FILE_SCHEMA, load_encoded, release_pages
 
 NUM_ROWS = 5000
 
@@ -203,7 +203,7 @@ def test_a_map_that_somebody_writes_to_keeps_what_was_written(tmp_path):
 
 def test_reading_a_set_takes_neither_datasets_nor_pandas(folder):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom coconut.data.encoding import load_encoded\n"
+        "import sys\nfrom pathlib import Path\nfrom coconut.data.mapped import load_encoded\n"
         f"next(load_encoded(Path({str(folder)!r}), 'train').examples())\n"
         "sys.exit(bool({'datasets', 'pandas'} & {*sys.modules}))"
     )

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from coconut.config import Params, load_params
+from coconut.checkpoints.folder import load_checkpoint
+from coconut.checkpoints.origin import prepare_base
+from coconut.config.params import load_params
+from coconut.config.schema import Params
 from coconut.data.examples import MARKERS, Example
 from coconut.data.tokenizer import build_word_tokenizer
-from coconut.model.base import load_checkpoint
-from coconut.model.origin import prepare_base
 from tiny_models import FAMILIES, build_tiny_model
 
 ROOT = Path(__file__).parents[1]

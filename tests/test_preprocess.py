@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from coconut.config import ChainedArithmetic, DataConfig, Graph, Source, load_params
+from coconut.config.params import load_params
+from coconut.config.schema import ChainedArithmetic, DataConfig, Graph, Source
 from coconut.data.examples import Example, read_examples
 from coconut.data.preprocessing import SPLITS, preprocess
 from test_sources import shared
@@ -167,7 +168,7 @@ def test_equal_parameters_and_files_give_equal_bytes_in_another_process(data, tm
         sources = {"train": generated(60), "valid": generated(20), "test": generated(20)}
         data = replace(data, generator=task_config, **sources)
     code = (
-        "import sys; from pathlib import Path; from coconut.config import *;"
+        "import sys; from pathlib import Path; from coconut.config.schema import *;"
         "from coconut.data.preprocessing import preprocess;"
         f"preprocess({data!r}, Path(sys.argv[1]) / 'examples', Path(sys.argv[1]) / 'preprocess.json')"
     )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coconut.model import products
+from coconut.model.fast import products
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "torch"])

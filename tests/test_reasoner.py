@@ -8,8 +8,9 @@ import torch
 from loguru import logger
 
 from coconut import Example, Reasoner
+from coconut.checkpoints.folder import save_checkpoint
+from coconut.data.examples import MARKERS
 from coconut.data.tokenizer import build_word_tokenizer
-from coconut.model.base import MARKERS, save_checkpoint
 from tiny_models import build_tiny_model
 
 EXAMPLES = [Example("1 + 2 + 3 ?", ["3", "6"], "6"), Example("2 + 2 + 1 + 1 ?", ["4", "5", "6"], "6")]

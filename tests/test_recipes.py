@@ -8,8 +8,9 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from coconut.config import Entry, Params, load_params
-from coconut.thought import parse_thought
+from coconut.config.params import load_params
+from coconut.config.schema import Entry, Params
+from coconut.config.thought import parse_thought
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coconut.training import resume
-from coconut.training.resume import ResumeStore, State, last_update, resume_dir
+from coconut.pipeline import resume
+from coconut.pipeline.resume import ResumeStore, State, last_update, resume_dir
 
 FINGERPRINT = "0123456789abcdef" * 4
 FOLDER = ".resume/train@cot-0123456789abcdef"
@@ -261,7 +261,7 @@ def test_progress_is_readable_and_says_where_it_resumed(tmp_path):
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from coconut.training.resume import ResumeStore
+from coconut.pipeline.resume import ResumeStore
 with ResumeStore.open("train@cot", sys.argv[2], Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -296,7 +296,7 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import torch
-from coconut.training.resume import ResumeStore, State
+from coconut.pipeline.resume import ResumeStore, State
 with ResumeStore.open("train@cot", sys.argv[2], Path(sys.argv[1])) as store:
     state = store.load()
     update = state.update if state else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut.config import DataConfig, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import MARKERS, Example
 from coconut.data.sources import Reading, read_split
 

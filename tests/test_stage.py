@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coconut.runtime import run_stage
-from coconut.training.fingerprint import StageInputs
+from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.stage import run_stage
 from inprocess import canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, environment, write_params
 
@@ -30,11 +30,11 @@ def test_a_script_begins_before_it_imports_anything_slow(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     begins = next(n for n, node in enumerate(tree.body) if "inputs = begin()" in ast.unparse(node))
     ours = [ast.unparse(node) for node in tree.body[:begins] if "coconut" in ast.unparse(node)]
-    assert ours == ["from coconut.stage import begin"]
+    assert ours == ["from coconut.pipeline.stage import begin"]
 
 
 def test_beginning_needs_no_torch() -> None:
-    code = "import sys, coconut.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, coconut.pipeline.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -160,7 +160,7 @@ def test_an_icot_entry_goes_on_where_its_parents_schedule_ended(encoded: Path) -
 @pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
 def test_a_stage_that_is_told_to_end_leaves_no_worker_behind(tmp_path: Path) -> None:
     code = (
-        "import multiprocessing as m, sys, time\nfrom coconut.stage import begin\nbegin()\n"
+        "import multiprocessing as m, sys, time\nfrom coconut.pipeline.stage import begin\nbegin()\n"
         "with m.Pool(2) as pool:\n    pool.map(abs, range(4))\n    print('ready', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import standin
-from coconut.status import Row, md5_as_dvc, render, stage_rows
-from coconut.training.resume import try_lock
+from coconut.pipeline.resume import try_lock
+from coconut.pipeline.status import Row, md5_as_dvc, render, stage_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
 
@@ -124,7 +124,7 @@ def test_it_follows_a_running_dvc_repro_without_disturbing_it(root):
     dvc = standin.start(root, "dvc", "repro")
     seen = set()
     while dvc.poll() is None:
-        status = standin.run(root, "coconut.status")
+        status = standin.run(root, "coconut.pipeline.status")
         assert status.returncode == 0, status.stderr
         seen |= {line.strip() for line in status.stdout.splitlines() if "running " in line}
         time.sleep(0.1)
@@ -289,12 +289,15 @@ def test_the_table_is_plain_text():
 
 
 def test_outside_of_a_repository_there_is_one_line_and_exit_code_1(tmp_path):
-    status = standin.run(tmp_path, "coconut.status")
+    status = standin.run(tmp_path, "coconut.pipeline.status")
     assert (status.returncode, status.stdout) == (1, "")
     assert status.stderr == "status: params.yaml: no such file; run from the repository's top folder\n"
 
 
 def test_status_starts_without_torch():
-    code = "import sys, json, coconut.status; print(json.dumps([x for x in ('torch', 'dvc') if x in sys.modules]))"
+    code = (
+        "import sys, json, coconut.pipeline.status;"
+        " print(json.dumps([x for x in ('torch', 'dvc') if x in sys.modules]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

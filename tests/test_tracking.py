@@ -11,8 +11,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from loguru import logger
 
-from coconut.config import load_params
-from coconut.training.tracking import tracking
+from coconut.config.params import load_params
+from coconut.tracking import tracking
 from test_config import SHIPPED
 from test_loop import make_entry, make_trainer
 

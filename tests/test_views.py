@@ -5,7 +5,7 @@ One example: question `1 2`, steps `10 11`, `20`, `30 31 32`, answer `7 0`; mark
 
 import pytest
 
-from coconut.config import LatentConfig, Method
+from coconut.config.schema import LatentConfig, Method
 from coconut.data.curriculum import ALL_STEPS, ViewPlan, plan_view
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 

@@ -10,7 +10,11 @@ from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.config import LatentConfig
+from coconut.checkpoints.feedback import load_feedback
+from coconut.checkpoints.folder import load_checkpoint
+from coconut.checkpoints.markers import add_markers
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import encode_example, encode_question, find_unknown_word, tokenize_texts
@@ -18,10 +22,9 @@ from coconut.data.examples import MARKERS, Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
-from coconut.model.base import add_markers, load_checkpoint, num_positions
-from coconut.model.feedback import Feedback, build_feedback, load_feedback
+from coconut.model.feedback import Feedback, build_feedback
+from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
-from coconut.model.meta import CheckpointMeta
 
 _Item = TypeVar("_Item")
 

@@ -24,7 +24,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from coconut.config import Entry, LatentConfig, Method
+from coconut.config.schema import Entry, LatentConfig, Method
 
 ALL_STEPS = 1_000_000
 """More steps than any example has."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
 
-from coconut.config import LatentConfig
+from coconut.config.schema import LatentConfig
 from coconut.data.encoding import (
     SPECIAL_TOKEN_COMPLAINT,
     EncodedExample,
@@ -141,7 +141,7 @@ def _encoded_tables(examples: Sequence[Example], job: Job, num_processes: int) -
 def _encode_in_processes(examples: Sequence[Example], job: Job, num_processes: int) -> Iterator[pa.Table]:
     import datasets
 
-    from coconut.runtime import shows_progress
+    from coconut.logs import shows_progress
 
     if not shows_progress():
         datasets.disable_progress_bars()

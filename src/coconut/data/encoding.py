@@ -1,4 +1,4 @@
-"""Examples as token ids: the one place that knows the text form, and the reader of the encoded files.
+"""Examples as token ids: the one place that knows the text form.
 
 The contract of an encoded example is its three parts. Each is tokenised on its own, so that cutting
 off steps leaves the ids of what remains as they were.
@@ -6,16 +6,13 @@ off steps leaves the ids of what remains as they were.
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from coconut.data.examples import MARKERS, Example
 
 if TYPE_CHECKING:
-    # Both take a while to import, and readers of this module need one of them at most.
+    # It takes a while to import, and readers of this module may not need it.
     from transformers import PreTrainedTokenizerBase
-
-    from coconut.data.mapped import EncodedSet
 
 ANSWER_MARK = "### "
 SPECIAL_TOKEN_COMPLAINT = (
@@ -158,23 +155,3 @@ def _question_text(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: 
         date_string=_TEMPLATE_DATE,
     )
     return text
-
-
-def load_encoded(encoded_dir: Path, split: str, max_rows: int | None = None) -> "EncodedSet":
-    """Open one split, memory-mapped.
-
-    Args:
-        max_rows: only so many from its beginning; None for all.
-
-    Raises:
-        ValueError: if the file is missing, damaged or empty.
-    """
-    from coconut.data.mapped import EncodedSet
-
-    path = encoded_dir / f"{split}.arrow"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; run the encode stage first: dvc repro encode")
-    dataset = EncodedSet(path, max_rows)
-    if not len(dataset):
-        raise ValueError(f"{path}: found no row, wanted encoded examples; run the encode stage again")
-    return dataset

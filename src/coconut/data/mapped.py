@@ -112,6 +112,24 @@ class EncodedSet:
             ) from None
 
 
+def load_encoded(encoded_dir: Path, split: str, max_rows: int | None = None) -> EncodedSet:
+    """Open one split, memory-mapped.
+
+    Args:
+        max_rows: only so many from its beginning; None for all.
+
+    Raises:
+        ValueError: if the file is missing, damaged or empty.
+    """
+    path = encoded_dir / f"{split}.arrow"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; run the encode stage first: dvc repro encode")
+    dataset = EncodedSet(path, max_rows)
+    if not len(dataset):
+        raise ValueError(f"{path}: found no row, wanted encoded examples; run the encode stage again")
+    return dataset
+
+
 _Reader = Callable[[int], Any]
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from loguru import logger
 
-from coconut.config import DataConfig, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import Example, write_examples
+from coconut.data.formats import find_mismatch
 from coconut.data.generators import generate, graphs
-from coconut.data.sources import Reading, find_mismatch, read_split
-from coconut.training.guard import check_free_space
+from coconut.data.sources import Reading, read_split
+from coconut.files import check_free_space
 
 SPLITS = ("train", "valid", "test")
 

@@ -11,19 +11,19 @@ from typing import Any
 from loguru import logger
 from tqdm import tqdm
 
-from coconut.config import BASE, Params
-from coconut.data.encoding import load_encoded
+from coconut.checkpoints.feedback import load_feedback
+from coconut.checkpoints.folder import META_FILE, load_checkpoint
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.config.schema import BASE, Params
 from coconut.data.examples import MARKERS, Example, read_examples
-from coconut.data.mapped import EncodedSet
+from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
+from coconut.devices import build_accelerator, peak_memory_mb
 from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches
 from coconut.evaluation.statistics import wilson_interval
+from coconut.files import check_free_space, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, RECEIPTS_DIR, checkpoint_dir
-from coconut.model.base import META_FILE, load_checkpoint
-from coconut.model.feedback import load_feedback
-from coconut.model.meta import CheckpointMeta
-from coconut.runtime import build_accelerator, peak_memory_mb, shows_progress, writing
-from coconut.training.guard import check_free_space
+from coconut.logs import shows_progress
 
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""

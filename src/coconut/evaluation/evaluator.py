@@ -16,9 +16,9 @@ from coconut.data.examples import Example
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer, same_answer
-from coconut.model.base import num_positions
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
+from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
 
 ANSWER_MARK = "###"

@@ -1,4 +1,4 @@
-"""What is fed back as a thought, by the names that `coconut.thought` reads.
+"""What is fed back as a thought, by the names that `coconut.config.thought` reads.
 
 With L layers, HF's numbering: state 0 is what enters the first layer, state l what leaves layer l,
 and state L what leaves the final norm. All others are before that norm.
@@ -20,20 +20,16 @@ Legend: B rows, S columns of a pass, D hidden. `x` and `states` end in D, whatev
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from coconut.thought import Form, find_layer, parse_thought
+from coconut.config.thought import Form, find_layer, parse_thought
 
-WEIGHTS_FILE = "thought.safetensors"
 _MAX_RMS_ROWS = 4096
 _EPSILON = 1e-12
 
@@ -253,42 +249,3 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner: Tensor = self.inner(self.norm(x.to(self.inner.weight.dtype)))
         return x + cast(Tensor, self.outer(functional.gelu(inner))).to(x.dtype)
-
-
-# --- files ----------------------------------------------------------------------------------
-
-
-def save_feedback(folder: Path, feedback: Feedback) -> None:
-    """Write the trained weights beside a checkpoint's; nothing for forms that have none."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in feedback.state_dict().items()}
-    if tensors:
-        save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, which other users of a cache cannot read.
-
-
-def load_feedback(
-    folder: Path, thought: str, model: PreTrainedModel, *, parallel_iterations: int = 0, seed: int | None = None
-) -> Feedback:
-    """Build the feedback that `thought` names, with the trained weights of a checkpoint folder.
-
-    Args:
-        seed: what to draw fresh weights from if the folder has none; without it that is an error.
-
-    Raises:
-        ValueError: as `build_feedback`, or if weights are missing, damaged, or those of another model.
-    """
-    feedback = build_feedback(thought, model, parallel_iterations=parallel_iterations, seed=seed or 0)
-    wanted, path = feedback.state_dict(), folder / WEIGHTS_FILE
-    if not wanted or (seed is not None and not path.is_file()):
-        return feedback
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: the weights of thought {thought!r} cannot be read ({error}); restore the checkpoint"
-        ) from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
-        raise ValueError(f"{path}: found {shapes}, not the weights of thought {thought!r} with this model; restore it")
-    feedback.load_state_dict(found)
-    return feedback

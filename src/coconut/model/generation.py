@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from coconut.model.base import num_positions, output_logits
+from coconut.model.fast.layers import BatchLayers
 from coconut.model.feedback import Feedback
+from coconut.model.head import num_positions, output_logits
 from coconut.model.latent import read_columns, read_pass
-from coconut.model.layers import BatchLayers
 
 MAX_SHARE_KEPT = 7 / 8
 """Rows that are done leave the batch once this share is running: leaving copies the whole cache of those that stay."""

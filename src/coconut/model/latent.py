@@ -25,10 +25,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from coconut.model.base import output_logits
-from coconut.model.columns import ColumnStore, attention_through, can_store
+from coconut.model.fast.columns import ColumnStore, attention_through, can_store
+from coconut.model.fast.layers import BatchLayers
 from coconut.model.feedback import Feedback
-from coconut.model.layers import BatchLayers
+from coconut.model.head import output_logits
 from coconut.model.parallel import copy_cache, read_in_parallel
 
 IGNORED = -100

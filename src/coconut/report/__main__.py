@@ -2,7 +2,7 @@
 
 import sys
 
-from coconut.config import load_params
+from coconut.config.params import load_params
 from coconut.layout import OUTPUTS_DIR
 from coconut.report.paper import paper_table
 from coconut.report.results import read_folder, read_results

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from coconut.config import parse_params
+from coconut.config.params import parse_params
 from coconut.evaluation.statistics import mean_interval
 from coconut.report.results import ReadText, Result, read_results
 from coconut.report.tables import NOTHING, Table, flatten, format_p, paired_p

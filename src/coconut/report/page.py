@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut.config import Params
+from coconut.config.schema import Params
+from coconut.files import check_free_space
 from coconut.report.figures import draw_figures
 from coconut.report.paper import PAPER_NOTE, paper_table
 from coconut.report.results import Result, find_last, read_facts, read_folder, read_results
 from coconut.report.tables import NOT_THERE, Table, accuracy_table, explain_speed, facts_table, speed_table
-from coconut.training.guard import check_free_space
 
 _NUM_MISTAKES = 10
 NO_DATA = "No data."

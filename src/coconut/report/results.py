@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut.config import BASE, Entry
+from coconut.config.schema import BASE, Entry
 
 ReadText = Callable[[str], str | None]
 """From a path below `outputs/` to the file's text, None where there is no such file."""

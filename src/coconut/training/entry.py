@@ -15,24 +15,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.config import BASE, Entry, Params
+from coconut.checkpoints.feedback import load_feedback, save_feedback
+from coconut.checkpoints.folder import META_FILE, load_checkpoint, save_checkpoint
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.config.schema import BASE, Entry, Params
+from coconut.config.thought import check_layers, parse_thought
 from coconut.data.curriculum import plan_view
-from coconut.data.encoding import EncodedExample, load_encoded
+from coconut.data.encoding import EncodedExample
 from coconut.data.examples import MARKERS, read_examples
+from coconut.data.mapped import load_encoded
 from coconut.data.views import MarkerIds
+from coconut.devices import build_accelerator
 from coconut.evaluation.evaluator import Evaluator
+from coconut.files import check_free_space
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, LOG_DIR, OUTPUTS_DIR, SPLITS, checkpoint_dir
-from coconut.model.base import META_FILE, load_checkpoint, num_positions, save_checkpoint
-from coconut.model.feedback import load_feedback, save_feedback
-from coconut.model.meta import CheckpointMeta
-from coconut.runtime import build_accelerator
-from coconut.thought import check_layers, parse_thought
-from coconut.training.fingerprint import StageInputs
-from coconut.training.guard import check_free_space, stop_on_signals
+from coconut.model.head import num_positions
+from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.resume import ResumeStore, State, resume_dir
+from coconut.pipeline.signals import stop_on_signals
+from coconut.tracking import Track, tracking
 from coconut.training.loop import Score, Stopped, Trainer, write_history
 from coconut.training.optimizer import fits_optimizer
-from coconut.training.resume import ResumeStore, State, resume_dir
-from coconut.training.tracking import Track, tracking
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _SHAPE = ("c_thought", "max_latent_stage", "markers")

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from coconut.config import Entry, RuntimeConfig
+from coconut.config.schema import Entry, RuntimeConfig
 from coconut.data.curriculum import count_removed
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds
+from coconut.devices import peak_memory_mb
+from coconut.logs import shows_progress
 from coconut.model.feedback import Feedback
-from coconut.runtime import peak_memory_mb, shows_progress
-from coconut.training.guard import Interrupted
+from coconut.pipeline.signals import Interrupted
 from coconut.training.objective import Cost, Objective, check_finite
 from coconut.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from coconut.training.rows import epoch_order, longest_reasoning, split_updates, training_views

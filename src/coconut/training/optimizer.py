@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from coconut.config import Entry, TrainConfig
+from coconut.config.schema import Entry, TrainConfig
 
 NamedParameters = Mapping[str, nn.Parameter]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut.config import Entry
+from coconut.config.schema import Entry
 from coconut.data.curriculum import draw_plan
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_view

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from coconut.config import ChainedArithmetic, Generator, Multiplication
+from coconut.config.schema import ChainedArithmetic, Generator, Multiplication
 from coconut.data.examples import Example
 from coconut.data.generators import arithmetic, graphs, multiplication
 

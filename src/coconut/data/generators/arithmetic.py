@@ -2,7 +2,7 @@
 
 import random
 
-from coconut.config import ChainedArithmetic
+from coconut.config.schema import ChainedArithmetic
 from coconut.data.examples import Example
 
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from statistics import mean
 from typing import NamedTuple
 
-from coconut.config import Graph
+from coconut.config.schema import Graph
 from coconut.data.examples import Example
 
 PAPER_STATISTICS = {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}

@@ -2,7 +2,7 @@
 
 import random
 
-from coconut.config import Multiplication
+from coconut.config.schema import Multiplication
 from coconut.data.examples import Example
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from coconut.dvc_lock import paths_being_written
 from coconut.layout import LOG_DIR
-from coconut.training.fingerprint import Stage, canonical, lookup, read_pipeline
-from coconut.training.resume import resume_dir
+from coconut.pipeline.dvc_file import Stage, canonical, lookup, read_pipeline
+from coconut.pipeline.dvc_lock import paths_being_written
+from coconut.pipeline.resume import resume_dir
 
 _COUNTS = ("update", "num_updates", "resumed_from", "pid")
 _AMOUNTS = ("loss", "eta_s", "time")
@@ -248,7 +248,7 @@ def render(rows: list[Row]) -> str:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m coconut.status",
+        prog="python -m coconut.pipeline.status",
         description="Say which pipeline stage runs and how far it is, what is done, what waits and what failed."
         " Takes no lock: it works while `dvc repro` runs.",
     )

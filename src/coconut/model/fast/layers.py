@@ -32,8 +32,8 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from coconut.model.backward import Backward
-from coconut.model.products import linear, prefers_onednn
+from coconut.model.fast.backward import Backward
+from coconut.model.fast.products import linear, prefers_onednn
 
 MAX_KEPT_OF_HEAD = 9 << 23
 """Elements of the factors of the head, whose output gradients are larger than all other activations: two chunks

@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from coconut.model.backward import Backward
+from coconut.model.fast.backward import Backward
 
 SCALAR_SOFTMAX = 16
 """Columns below which torch's softmax on a CPU goes one by one, and is five times slower than its parts."""

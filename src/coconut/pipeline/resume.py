@@ -79,7 +79,7 @@ class ResumeStore:
 
         Args:
             stage: the pipeline stage, `train@cot`.
-            fingerprint: of all it depends on; see `coconut.training.fingerprint`.
+            fingerprint: of all it depends on; see `coconut.pipeline.inputs`.
             root: where `.resume` is; by default `$DVC_ROOT`, or the working directory without DVC.
 
         Raises:

@@ -16,11 +16,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from coconut.config import Params
+from coconut.checkpoints.folder import load_model, quiet_transformers, save_checkpoint
+from coconut.checkpoints.markers import add_markers
+from coconut.checkpoints.support import check_supported
+from coconut.config.schema import Params
 from coconut.data.examples import Example
 from coconut.data.tokenizer import build_word_tokenizer, has_tokenizer, load_tokenizer
-from coconut.model.base import add_markers, check_supported, load_model, quiet_transformers, save_checkpoint
-from coconut.training.guard import check_free_space
+from coconut.files import check_free_space
 
 HUB_TIMEOUT_S = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

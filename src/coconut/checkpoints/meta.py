@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from coconut.config import LatentConfig, Method
+from coconut.config.schema import LatentConfig, Method
 from coconut.data.curriculum import ViewPlan, plan_view
 
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from coconut.dvc_lock import keep_record, mend, paths_being_written
 from coconut.layout import OUTPUTS_DIR
-from coconut.repro_log import Outcome, ReproLog, describe_exit
-from coconut.status import stage_rows
-from coconut.training.fingerprint import fingerprint, read_pipeline
-from coconut.training.guard import GRACE_S, STOP_SIGNALS, die_with_parent, unblock
-from coconut.training.resume import last_update, resume_dir, try_lock
+from coconut.pipeline.dvc_file import read_pipeline
+from coconut.pipeline.dvc_lock import keep_record, mend, paths_being_written
+from coconut.pipeline.inputs import fingerprint
+from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
+from coconut.pipeline.resume import last_update, resume_dir, try_lock
+from coconut.pipeline.signals import GRACE_S, STOP_SIGNALS, die_with_parent, unblock
+from coconut.pipeline.status import stage_rows
 
 JOURNAL_DIR = OUTPUTS_DIR / "overnight"
 LONGEST_PAUSE_S = 600.0
@@ -257,7 +258,7 @@ def owned(root: Path) -> Iterator[None]:
             lock.seek(0)
             raise ValueError(
                 f"{folder / 'lock'}: an overnight run is under way, pid {lock.read().strip() or 'unknown'};"
-                " `python -m coconut.status` shows where it is; wait for it, or end it with SIGTERM"
+                " `python -m coconut.pipeline.status` shows where it is; wait for it, or end it with SIGTERM"
             ) from None
         lock.truncate(0)
         # Only for the message above: on a full disk the lock is held without it. Past the buffer, which
@@ -269,7 +270,7 @@ def owned(root: Path) -> Iterator[None]:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m coconut.overnight",
+        prog="python -m coconut.pipeline.overnight",
         description="Run `dvc repro` unattended: clear locks that a killed dvc left, go on with what does not depend on"
         " a failed stage, try again while that leads anywhere, and end with a summary of what ran and what failed."
         " SIGTERM, SIGINT and SIGHUP end it within 30 s, the state of the training saved.",

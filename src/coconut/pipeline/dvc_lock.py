@@ -9,7 +9,7 @@ where what is left happens to be YAML, runs finished stages again. So a copy is 
 one; what it lacks DVC takes from its run cache, in seconds.
 
 `make repro` calls this before `dvc repro`, and `make overnight` before every try; by hand it is
-`python -m coconut.dvc_lock`.
+`python -m coconut.pipeline.dvc_lock`.
 """
 
 import argparse
@@ -249,7 +249,7 @@ def _guard(root: Path) -> Iterator[bool]:
 def main() -> int:
     """Mend, and say what was done: nothing, where nothing was."""
     parser = argparse.ArgumentParser(
-        prog="python -m coconut.dvc_lock",
+        prog="python -m coconut.pipeline.dvc_lock",
         description="Mend what a killed `dvc` left behind: locks of processes that are no more, and a torn rwlock or"
         " dvc.lock. What a living dvc holds stays as it is. Says what it did, or nothing.",
         epilog="Exit code: 0 dvc can go on, or another dvc is at work; 1 the files cannot be changed.",

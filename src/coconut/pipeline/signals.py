@@ -5,10 +5,9 @@ Importing this module is cheap (no torch), so that a stage can call `die_with_pa
 
 import ctypes
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -134,25 +133,3 @@ def _is_orphan() -> bool:
     except OSError:
         return False  # It ended just now, so that its signal is on its way; or /proc is not ours to read.
     return is_reaper and not runs_dvc
-
-
-def check_free_space(needs: Mapping[Path, int]) -> None:
-    """Check before a stage begins its work that what it is going to write will fit.
-
-    Args:
-        needs: bytes to be written below each path; needs on one file system add up. A path may not exist yet.
-
-    Raises:
-        OSError: naming the path, what is free and what is wanted.
-    """
-    wanted: dict[int, int] = {}
-    for path, num_bytes in needs.items():
-        folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        device = folder.stat().st_dev
-        wanted[device] = wanted.get(device, 0) + num_bytes
-        free = shutil.disk_usage(folder).free
-        if free < wanted[device]:
-            raise OSError(
-                f"{path}: {free / 1e6:.0f} MB free on its disk, {wanted[device] / 1e6:.0f} MB wanted for what"
-                " the stage writes; make room (old states: `python -m coconut.overnight --prune`) and start again"
-            )

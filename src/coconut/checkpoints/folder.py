@@ -12,23 +12,18 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from loguru import logger
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from coconut.data.examples import MARKERS
+from coconut.checkpoints.meta import CheckpointMeta
 from coconut.data.tokenizer import load_tokenizer
-from coconut.model.meta import CheckpointMeta
 
 META_FILE = "coconut.json"
-_CHECK_COLUMNS = 8
-_CHECK_TOLERANCE = 1e-4
 
 
 def load_checkpoint(
@@ -166,131 +161,6 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shows_bars:
             transformers_logging.enable_progress_bar()
-
-
-# --- the output head ------------------------------------------------------------------------
-
-
-def num_positions(model: PreTrainedModel) -> int:
-    """Columns that the model can tell apart; a very large number where it has no such limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-
-
-def output_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Turn hidden states after the final norm (..., D) into logits (..., V), as the model itself does.
-
-    Beside the head some families scale the logits (Cohere, Granite) or cap them (Gemma 2);
-    `check_supported` finds out whether that is all that this model does.
-    """
-    logits: Tensor = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if getattr(config, "logit_scale", None) is not None:
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:
-        logits = logits / config.logits_scaling
-    if getattr(config, "final_logit_softcapping", None) is not None:
-        logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
-    return logits
-
-
-@torch.no_grad()
-def check_supported(model: PreTrainedModel) -> None:
-    """Check that embeddings, body, cache and head, used one by one, give the model's own logits.
-
-    The model reads a few tokens at once; then its body reads their embeddings in two passes over
-    one key-value cache, as thoughts require, and `output_logits` follows. This finds models that
-    read in both directions, keep their past elsewhere, or do more after the body than we know of.
-
-    Raises:
-        ValueError: naming the model's class and what differs.
-    """
-    name = type(model).__name__
-    config = model.config.get_text_config()
-    # A model with fewer positions than that is a matter of its data, which `encode` judges.
-    num_columns = min(_CHECK_COLUMNS, num_positions(model))
-    ids_BT = torch.arange(num_columns, device=model.device)[None] % config.vocab_size
-    was_training = model.training
-    model.eval()
-    try:
-        wanted_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        found_BTV = output_logits(model, _read_in_two_passes(model, ids_BT))
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"model: {name} cannot be read in passes over a key-value cache ({error});"
-            " wanted a decoder-only model with attention in every layer"
-        ) from error
-    finally:
-        model.train(was_training)
-    if not wanted_BTV.isfinite().all():
-        raise ValueError(f"model: the logits of {name} are not finite; its weights are damaged, fetch them again")
-    difference = (wanted_BTV - found_BTV).abs().max().item()
-    if difference > _CHECK_TOLERANCE * max(1.0, wanted_BTV.abs().max().item()):
-        raise ValueError(
-            f"model: read in two passes over a key-value cache, {name} gives logits that differ by {difference:.2g}"
-            " from those of one pass; wanted a decoder-only model with causal attention in every layer"
-            " and a head that is a linear map, scaled or capped at most"
-        )
-
-
-def _read_in_two_passes(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    cache = DynamicCache(config=model.config)
-    embeds_BTD = model.get_input_embeddings()(ids_BT)
-    columns_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    cut = ids_BT.shape[1] // 2
-    hidden_parts = [
-        model.base_model(
-            inputs_embeds=embeds_BTD[:, columns],
-            position_ids=columns_BT[:, columns],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        for columns in (slice(0, cut), slice(cut, None))
-    ]
-    return torch.cat(hidden_parts, dim=1)
-
-
-# --- markers --------------------------------------------------------------------------------
-
-
-def add_markers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and embeddings the three markers; those that are there already stay as they are.
-
-    Rows that no token had used start as copies of the row of `<<`, or of the mean row where that is not
-    one token. The embeddings grow if they must (Qwen's have rows to spare) and never shrink.
-
-    Source: Hao et al. 2024 (arXiv:2412.06769), the authors' code.
-    """
-    from tokenizers import AddedToken
-
-    known_ids = tokenizer.get_vocab()
-    num_known = max(known_ids.values()) + 1
-    new_markers = [marker for marker in MARKERS if marker not in known_ids]
-    tokenizer.add_tokens([AddedToken(marker, normalized=False, special=True) for marker in new_markers], True)
-    marker_ids = tokenizer.convert_tokens_to_ids(new_markers)
-    num_rows = model.get_input_embeddings().weight.shape[0]
-    num_needed = max([num_known, *(index + 1 for index in marker_ids)])
-    if num_needed > num_rows:
-        # It draws the new rows first; they are overwritten, but the draws would move every later one.
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            model.resize_token_embeddings(num_needed, mean_resizing=False)
-    new_rows = sorted({*marker_ids, *range(num_rows, num_needed)})
-    like = tokenizer.encode("<<", add_special_tokens=False)
-    has_like = len(like) == 1 and like[0] != tokenizer.unk_token_id
-    source = slice(like[0], like[0] + 1) if has_like else slice(0, min(num_known, num_rows))
-    for rows in _vocabulary_rows(model):
-        rows[new_rows] = rows[source].mean(dim=0)
-
-
-def _vocabulary_rows(model: PreTrainedModel) -> list[Tensor]:
-    """Every tensor with one row per token: input embeddings, the head's weight unless tied, its bias."""
-    weight: Tensor = model.get_input_embeddings().weight.data
-    head: Any = model.get_output_embeddings()
-    tensors = [weight]
-    if head.weight.data_ptr() != weight.data_ptr():
-        tensors.append(head.weight.data)
-    if getattr(head, "bias", None) is not None:
-        tensors.append(head.bias.data)
-    return tensors
 
 
 # --- files ----------------------------------------------------------------------------------

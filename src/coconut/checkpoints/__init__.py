@@ -1,0 +1,1 @@
+"""Checkpoint folders: load, save, prove."""

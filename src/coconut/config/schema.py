@@ -1,0 +1,239 @@
+"""`params.yaml` as frozen dataclasses: the only place where values come from.
+
+One section of the file is one dataclass. Loading is strict: an unknown key, a missing key
+or a value of the wrong type is a `ValueError` that names the key, what was found, and what
+was wanted. Numbers are coerced by the type of their field, because DVC writes `1e-05`,
+which PyYAML reads as text.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+BASE = "base"
+"""The parent of entries that start from the untouched model."""
+
+Method = Literal["cot", "no_cot", "coconut", "no_thoughts", "pause", "pause_as_thought", "icot"]
+LATENT_METHODS: tuple[str, ...] = ("coconut", "no_thoughts", "pause_as_thought")
+"""Methods for which `latent_stage` says how many steps are gone."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low:g}"
+        return f"between {self.low:g} and {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Share = Annotated[float, Range(0, 1)]
+Beta = Annotated[float, Range(0, 0.999999)]
+Positive = Annotated[float, Range(1e-30)]
+NonNegative = Annotated[float, Range(0)]
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChainedArithmetic:
+    """Left-to-right arithmetic modulo a prime: `10 - 10 - 5 ?`, steps `0`, `6`, answer `6`."""
+
+    task: Literal["chained_arithmetic"]
+    num_operations: Annotated[int, Range(1, 10_000)]
+    """Each is a step of some tokens: far fewer fill any model's positions."""
+    modulus: Annotated[int, Range(3, 10**12)]
+    """A prime, so that every operation is a bijection and the answer is uniform."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """ProsQA-like reachability, in the paper's sentences or in symbols."""
+
+    task: Literal["graph_sentences", "graph_symbols"]
+    num_nodes: Annotated[int, Range(4)]
+    num_edges: Annotated[int, Range(3)]
+    min_hops: Count
+    max_hops: Count
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """n-digit by n-digit multiplication, digits least significant first, partial products as steps."""
+
+    task: Literal["multiplication"]
+    num_digits: Annotated[int, Range(1, 1_000)]
+    """The text grows with its square: far fewer fill any model's positions."""
+
+
+Generator = ChainedArithmetic | Graph | Multiplication
+
+Format = Literal["generated", "gsm8k", "gsm8k_aug", "prosqa", "prontoqa", "multiplication", "canonical"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one split comes from: the generator, a file below `data.raw_dir`, or a hub set."""
+
+    format: Format
+    file: str | None = None
+    """A path relative to `data.raw_dir`."""
+    hub: str | None = None
+    """The id of a data set on the hub, read through `datasets`."""
+    hub_config: str | None = None
+    hub_split: str | None = None
+    hub_revision: str | None = None
+    start: Natural = 0
+    """First row taken, counted from 0 over the rows read."""
+    rows: Count | None = None
+    """How many rows are taken (generated); all of them when null."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the examples are."""
+
+    seed: Seed
+    """Of the generator. Apart from the top-level `seed`, so that a seed sweep shares its test set."""
+    raw_dir: str
+    train: Source
+    valid: Source
+    test: Source
+    generator: Generator | None
+    skip_bad_rows: bool
+    max_train: Count | None
+    """Training examples kept, the first ones after duplicates went; all when null."""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """How text becomes token ids."""
+
+    prompt: Literal["plain", "chat"]
+    """`chat` puts the tokenizer's chat template around the question."""
+
+
+# --- the method -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The paper's switches. Names as in the reference."""
+
+    c_thought: Natural
+    """Thoughts that replace one step."""
+    max_latent_stage: Natural
+    pad_latent_to_max: bool
+    """False: a training view never holds more thoughts than its example has steps."""
+    markers: bool
+    """Whether thoughts stand between `<|start-latent|>` and `<|end-latent|>`."""
+    uniform_prob: Share
+    """Probability that a training example is shown at a random stage instead."""
+    thought: str
+    """What is fed back: `hidden[-1]` is the paper's. See `coconut.config.thought`, `coconut.model.feedback`."""
+    parallel_iterations: Natural
+    """0: thoughts one after another. T: all together, T times (Jacobi)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Values of the optimisation; any of them may stand in a curriculum entry instead."""
+
+    batch_size: Count
+    """Examples per update, over all devices and micro-batches."""
+    precision: Literal["fp32", "bf16", "bf16-weights"]
+    optimizer: Literal["adamw", "adamw_8bit"]
+    beta1: Beta
+    beta2: Beta
+    weight_decay: NonNegative
+    max_grad_norm: Positive | None
+    warmup_updates: Natural
+    """Updates of a fresh optimiser over which the learning rate rises linearly."""
+    schedule: Literal["constant", "cosine", "linear"]
+    """Constant, or falling from the entry's first update on and 0 after its last; the warm-up multiplies it."""
+    reset_optimizer: bool
+    """True: fresh moments in each entry. False: the parent's, if it has left any."""
+    select: Literal["last", "best"]
+    """Which epoch's weights are kept; `best` by validation accuracy."""
+    validate_examples: Count | None
+    """Validation examples scored after each epoch; all when null."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a checkpoint is scored."""
+
+    max_new_tokens: Count
+    precision: Literal["fp32", "bf16"]
+    max_examples: Count | None
+    """Examples of each split that are scored, the first ones; all when null."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of `curriculum`: a training stage and its evaluation."""
+
+    name: str
+    parent: str
+    method: Method
+    latent_stage: Natural
+    epochs: Count
+    lr: NonNegative
+    min_accuracy: Share | None
+    """Validation accuracy below which the stage fails, so that its children do not train."""
+    max_updates: Count | None
+    """Ends the entry early, for arms that must have equal numbers of updates."""
+    icot_tokens_per_epoch: Positive | None
+    """Reasoning tokens removed per epoch (`icot` only)."""
+    icot_smoothing: Positive | None
+    """Rate of the exponential that removes some extra tokens (`icot` only); 4 in the original."""
+    icot_remove_all_at: Count | None
+    """Removed tokens from which on all reasoning is gone (`icot` only); 39 in the original on GSM8K."""
+    latent: LatentConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Knobs that cannot change a result. No pipeline stage lists them as a dependency."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Count | None
+    """Of the CPU arithmetic; torch's own choice when null."""
+    num_workers: Count | None
+    """Processes that tokenise; one per core when null."""
+    micro_batch: Literal["auto"] | Count
+    """Examples per forward pass; `auto` starts from the whole update and halves on out-of-memory."""
+    eval_batch: Count
+    """Largest generation batch; halved on out-of-memory."""
+    save_every_s: NonNegative
+    log_every_s: NonNegative
+    checkpoint_activations: bool
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole file."""
+
+    model: str
+    """Hub id, local Hugging Face folder, or a folder with only a `config.json` (random weights)."""
+    revision: str | None
+    """Of the hub model."""
+    seed: Seed
+    data: DataConfig
+    encode: EncodeConfig
+    latent: LatentConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    runtime: RuntimeConfig
+    curriculum: Mapping[str, Entry]

@@ -1,0 +1,1 @@
+"""The fast path: the same numbers, less work."""

@@ -1,0 +1,1 @@
+"""The running of the pipeline: processes and files, no tensors."""
