@@ -1,0 +1,160 @@
+"""The command `coconut`: everything that `make` and a user run by hand.
+
+The modules behind the subcommands are imported inside them, so that help texts and shell completion
+do not wait for DVC, matplotlib or torch.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coconut.files import explain
+
+_ROOT = Path()
+"""Every subcommand works in the repository's top folder, as `dvc` and `make` do."""
+
+app = typer.Typer(
+    name="coconut",
+    help="Run the pipeline unattended, watch it, and read its results. Run it in the repository's top folder.",
+    epilog="Exit code: 0 success, 1 an error or a failed stage, 2 wrong arguments, 128 + n ended by signal n.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        import coconut
+
+        typer.echo(f"coconut {coconut.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def status() -> None:
+    """Show what runs, waits, failed or is done.
+
+    For a training it says how far it is. It takes no lock and works while `dvc repro` runs.
+    """
+    from coconut.pipeline.status import run
+
+    _end_with(lambda: run(_ROOT))
+
+
+@app.command()
+def overnight(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need. Default: all stages.")
+    ] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Tries in a row that may bring no progress.")] = 6,
+    pause_s: Annotated[
+        float, typer.Option(min=0, help="Seconds before the second try; doubled while tries bring no progress.")
+    ] = 10.0,
+) -> None:
+    """Run `dvc repro -k` unattended, with retries.
+
+    It ends when everything is up to date or cannot go on, and prints a summary. It repairs what a killed dvc left,
+    goes on with what does not depend on a failed stage, and retries while retrying may help. SIGTERM, SIGINT and
+    SIGHUP end it after the training's state is saved. Where something failed, a page of what there is goes to
+    outputs/partial-report.
+    """
+    from coconut.pipeline.overnight import run
+    from coconut.report.terminal import run_report
+
+    def run_and_report() -> int:
+        exit_code = run(_ROOT, targets or [], num_tries=tries, pause_s=pause_s)
+        if exit_code != 0:
+            _guarded(run_report)
+        return exit_code
+
+    _end_with(run_and_report)
+
+
+@app.command()
+def table() -> None:
+    """Print the accuracy of every entry.
+
+    Rows that are not of the present params, code and data are marked.
+    """
+    from coconut.report.terminal import run_table
+
+    _end_with(run_table)
+
+
+@app.command()
+def compare(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Experiments, git revisions or 'workspace'. Default: all experiments of this commit."),
+    ] = None,
+) -> None:
+    """Compare experiments over seeds and examples.
+
+    Experiments that differ only in the seed form a group, which gets a mean and an interval; groups are then
+    compared by paired tests.
+    """
+    from coconut.report.compare import run
+
+    _end_with(lambda: run(names or []))
+
+
+@app.command()
+def report() -> None:
+    """Print the path of the page with all results.
+
+    Where the stage `report` is not up to date, as after a failed night, it first writes a page of what there is to
+    outputs/partial-report.
+    """
+    from coconut.report.terminal import run_report
+
+    _end_with(run_report)
+
+
+@app.command()
+def prune() -> None:
+    """Delete resume states that nothing would use.
+
+    These are states of finished stages, and of other parameters, code or data.
+    """
+    from coconut.pipeline.overnight import run_prune
+
+    _end_with(lambda: run_prune(_ROOT))
+
+
+@app.command()
+def repair() -> None:
+    """Repair what a killed dvc left behind.
+
+    These are stale locks, a torn rwlock and a torn dvc.lock. What a living dvc holds stays as it is. It prints what
+    it did, or nothing.
+    """
+    from coconut.pipeline.dvc_lock import run
+
+    _end_with(lambda: run(_ROOT))
+
+
+def _end_with(run: Callable[[], int]) -> None:
+    raise typer.Exit(_guarded(run))
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Turn a user's mistake into one message and exit code 1."""
+    try:
+        return run()
+    except BrokenPipeError:
+        raise  # The reader of our output has gone, as in `coconut table | head`; typer ends silently.
+    except (ValueError, OSError) as error:
+        typer.echo(f"coconut: {explain(error)}", err=True)
+        return 1
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="coconut")
