@@ -150,9 +150,9 @@ def test_an_entry_may_override_any_value_of_the_method_and_of_training(tree: dic
         (b"a: [1,", "not valid YAML"),
         (b"- 1", "the file: found a list, wanted a mapping"),
         (b"", "the file: found null, wanted a mapping"),
-        (b"[" * 20_000, "not usable YAML: nested too deeply"),
+        (b"[" * 20_000, "line 1: nested deeper than 100 levels, wanted fewer; restore the file"),
         (b"a: 1\nseed: " + b"1" * 5000, r"line 2: found '1{37}\.\.\.', which is out of range, wanted a smaller number"),
-        (b"a: 2026-13-01", "line 1: found '2026-13-01', which is out of range, wanted .* a date that exists"),
+        (b"a: 2026-13-01", "line 1: found the date '2026-13-01', wanted a number or text"),
         (b"a: {lr: 1,\n  lr: 2}", "line 2: key 'lr' stands already on line 1 of the same mapping, wanted it once"),
         (b"a: 1\nb: 2\na: 3", "line 3: key 'a' stands already on line 1 of the same mapping, wanted it once"),
     ],
@@ -170,9 +170,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^{tmp_path}: found a folder, wanted a params file, such as .*params\.yaml$"
-    ):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: found a folder, wanted a YAML file; name one in it$"):
         load_params(tmp_path)
 
 

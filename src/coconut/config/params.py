@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from coconut.config.schema import BASE, LATENT_METHODS, Entry, Generator, LatentConfig, Params, Source, TrainConfig
-from coconut.config.strict import MISSING, expect_mapping, kind_of, parse, read_tree
+from coconut.config.strict import MISSING, expect_mapping, kind_of, parse, read_yaml
 from coconut.config.thought import parse_thought
 
 # --- parsing --------------------------------------------------------------------------------
@@ -26,21 +24,9 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ValueError: naming the file, the key, what was found and what was wanted.
     """
-    path = Path(path)
+    tree = read_yaml(Path(path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file; run from the repository's top folder") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: found a folder, wanted a params file, such as {path / 'params.yaml'}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    try:
-        return parse_params(read_tree(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}; mend the line it names") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not usable YAML: nested too deeply; restore the file") from None
+        return parse_params(tree)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

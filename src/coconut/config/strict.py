@@ -7,9 +7,9 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from coconut.config.schema import ChainedArithmetic, Entry, Generator, Graph, Multiplication
+from coconut.config.yaml_reader import parse_yaml as parse_yaml
+from coconut.config.yaml_reader import read_yaml as read_yaml
 
 _TASKS: dict[str, type] = {
     "chained_arithmetic": ChainedArithmetic,
@@ -20,47 +20,6 @@ _TASKS: dict[str, type] = {
 
 
 MISSING_KEY = "{}: missing; add the key, recipes/ shows every one of them"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Names the line of what YAML itself would let pass, or refuse in words for programmers."""
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """Refuse a key that stands twice, where YAML lets the last one win."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise ValueError(
-                    f"line {line}: key {key.value!r} stands already on line {lines[key.value]} of the same mapping,"
-                    " wanted it once (only the last one would count); take one of the two out"
-                )
-            lines[key.value] = line
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Name a value that Python cannot hold, such as a number of 5,000 digits or a 13th month."""
-        try:
-            return super().construct_object(node, deep)
-        except ValueError:
-            if not isinstance(node, yaml.ScalarNode):
-                raise
-            shown = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
-            raise ValueError(
-                f"line {node.start_mark.line + 1}: found {shown!r}, which is out of range, wanted a smaller number"
-                " or a date that exists; mend it, or quote it if it is text"
-            ) from None
-
-
-def read_tree(text: str) -> Any:
-    loader = _StrictLoader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
 
 
 class _Missing:
