@@ -1,4 +1,4 @@
-"""Pipeline stage `encode`: the examples as token ids of the base model's tokenizer."""
+"""Pipeline stage `encode`: turn the examples into token ids of the base model's tokenizer."""
 
 import json
 import sys
@@ -16,7 +16,6 @@ from coconut.config.params import load_params
 from coconut.config.schema import BASE
 from coconut.data.encoder import encode_splits
 from coconut.devices import num_workers
-from coconut.files import check_free_space, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
 from coconut.pipeline.stage import run_stage
 
@@ -24,11 +23,14 @@ from coconut.pipeline.stage import run_stage
 def main() -> None:
     """Write `data/encoded/{train,valid,test}.arrow` and `outputs/encode.json`."""
     params = load_params()
-    # At worst each byte of text becomes a token, 4 bytes.
-    check_free_space({ENCODED_DIR: 4 * sum(path.stat().st_size for path in EXAMPLES_DIR.glob("*.jsonl"))})
-    with writing(ENCODED_DIR):
-        sizes = {"latent": params.latent, "num_processes": num_workers(params.runtime.num_workers)}
-        metrics = encode_splits(EXAMPLES_DIR, checkpoint_dir(BASE), ENCODED_DIR, prompt=params.encode.prompt, **sizes)
+    metrics = encode_splits(
+        EXAMPLES_DIR,
+        checkpoint_dir(BASE),
+        ENCODED_DIR,
+        prompt=params.encode.prompt,
+        latent=params.latent,
+        num_processes=num_workers(params.runtime.num_workers),
+    )
     (OUTPUTS_DIR / "encode.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 

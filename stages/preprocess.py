@@ -1,4 +1,4 @@
-"""Pipeline stage `preprocess`: raw files, hub sets or a generator to `data/examples`."""
+"""Pipeline stage `preprocess`: turn raw files, hub sets or a generator's stream into `data/examples`."""
 
 import sys
 from pathlib import Path
@@ -13,12 +13,13 @@ if __name__ == "__main__":
 
 from coconut.config.params import load_params
 from coconut.data.preprocessing import preprocess
+from coconut.layout import EXAMPLES_DIR, OUTPUTS_DIR
 from coconut.pipeline.stage import run_stage
 
 
 def main() -> None:
     """Write `data/examples/{train,valid,test}.jsonl` and `outputs/preprocess.json`."""
-    preprocess(load_params().data, Path("data/examples"), Path("outputs/preprocess.json"))
+    preprocess(load_params().data, EXAMPLES_DIR, OUTPUTS_DIR / "preprocess.json")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from coconut.config.schema import LatentConfig
 from coconut.data import encoder
-from coconut.data.encoder import Job, encode_splits, longest_view
+from coconut.data.curriculum import all_plans
+from coconut.data.encoder import encode_splits
 from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example, write_examples
 from coconut.data.mapped import load_encoded
 from coconut.data.tokenizer import build_word_tokenizer
+from coconut.data.views import longest_view
 
 DATA_DIR = Path(__file__).parents[2] / "shared" / "data"
 LATENT = LatentConfig(
@@ -131,7 +133,7 @@ def test_encoding_over_old_files_does_not_write_through_their_hard_links(encode,
 
 def test_an_output_folder_that_cannot_be_written_is_named(encode, tmp_path):
     (tmp_path / "encoded").write_text("a file")
-    with pytest.raises(OSError, match=r"encoded: cannot be written .*; mend the permissions of"):
+    with pytest.raises(OSError, match=r"encoded: cannot be written .*; correct the permissions of"):
         encode()
 
 
@@ -197,7 +199,8 @@ ROW = EncodedExample([0] * 10, [[0] * 5, [0], [0] * 4], [0] * 3)
     ],
 )
 def test_the_longest_view_is_over_all_stages(c_thought, max_latent_stage, markers, num_tokens):
-    assert longest_view(ROW, Job("", "plain", c_thought, max_latent_stage, markers)) == num_tokens
+    latent = replace(LATENT, c_thought=c_thought, max_latent_stage=max_latent_stage, markers=markers)
+    assert longest_view(ROW, all_plans(latent)) == num_tokens
 
 
 def test_examples_that_do_not_fit_are_left_out_counted_and_named(encode, tmp_path, log_lines):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from coconut.data.examples import Example, is_scorable, parse_json, read_examples, write_examples
+from coconut.data.documents import parse_json
+from coconut.data.examples import Example, is_scorable, read_examples, write_examples
 
 
 def test_a_written_example_is_one_readable_line_with_its_keys_in_order(tmp_path):

@@ -14,7 +14,8 @@ import pytest
 from coconut.config.params import load_params
 from coconut.config.schema import ChainedArithmetic, DataConfig, Graph, Source
 from coconut.data.examples import Example, read_examples
-from coconut.data.preprocessing import SPLITS, preprocess
+from coconut.data.preprocessing import preprocess
+from coconut.layout import SPLITS
 from test_sources import shared
 
 REPOSITORY = Path(__file__).parents[1]

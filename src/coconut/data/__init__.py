@@ -1,1 +1,1 @@
-"""Raw files to one canonical form, to token ids, to padded views. Knows no model."""
+"""Turns raw files into one canonical form, into token ids, and into padded views. It knows no model."""

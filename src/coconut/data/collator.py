@@ -13,14 +13,14 @@ from coconut.data.views import IGNORED, View
 
 
 class Batch(NamedTuple):
-    """What the model's functions take, as `**batch._asdict()`. All tensors are B x T."""
+    """The tensors that the model's functions take. Each is B x T."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    """1 where a column holds something, 0 on padding."""
+    """1 in columns that hold a token or a thought, 0 on padding."""
     position_ids_BT: Tensor
     is_latent_BT: Tensor
-    """Where the input embedding is a fed-back vector."""
+    """True in columns whose input embedding is a fed-back vector."""
     labels_BT: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -32,15 +32,15 @@ class Batch(NamedTuple):
 
 
 def collate(views: Sequence[View], *, pad_id: int) -> Batch:
-    """Pad on the left so that the first slots of all rows share a column, and on the right after that.
+    """Pad rows on the left until their first slots share a column, and then on the right.
 
-    With questions of 2 and 1 tokens, 2 and 0 slots (`L`), `.` for padding:
+    This is the result for questions of 2 and 1 tokens with 2 and 0 slots (`L`); `.` is padding:
 
         q q L L s a        input_ids
         . q s s a .
 
-    Aligned rows make one pass per latent column serve the whole batch. Masked columns get
-    position 0, not a count: GPT-2 has only 1024 position embeddings.
+    If rows are aligned, one pass per latent column serves the whole batch. Masked columns get position 0
+    and are not counted, because GPT-2 has only 1024 position embeddings.
 
     >>> long = View([1, 2, 9, 9, 5, 6], [-100] * 4 + [5, 6], prefix_length=2, num_slots=2, num_thoughts=2)
     >>> short = View([3, 5, 5, 6], [-100, 5, 5, 6], prefix_length=1, num_slots=0, num_thoughts=0)

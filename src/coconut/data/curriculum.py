@@ -1,8 +1,8 @@
-"""Which steps of an example are gone, and how many slots stand in their place.
+"""Decides which steps of an example are removed, and how many slots replace them.
 
-One function decides, for training and for evaluation: `plan_view`.
+`plan_view` decides it for training and for evaluation.
 
-| method | text of the solution that is gone | slots before the answer |
+| method | removed text of the solution | slots before the answer |
 |---|---|---|
 | `cot` | nothing | none |
 | `no_cot` | all of it | none |
@@ -10,11 +10,11 @@ One function decides, for training and for evaluation: `plan_view`.
 | `no_thoughts` | the first k steps | none |
 | `pause_as_thought` | the first k steps | k x `c_thought` pause tokens |
 | `pause` | all of it | `max_latent_stage` x `c_thought` pause tokens |
-| `icot` | the first tokens, ever more of them | none |
+| `icot` | the first tokens, a growing number of them | none |
 
-k is the latent stage, at most `max_latent_stage`; beyond that all steps are gone. A pause token is
-`<|latent|>` with its own trained embedding; all of them are read in one pass. Markers stand
-around slots only, also where there are 0 of them; methods without slots have none.
+k is the latent stage, at most `max_latent_stage`; at later stages all steps are removed. A pause token
+is `<|latent|>` with its own trained embedding; all pause tokens are read in one pass. Methods with slots
+have markers around them, even if the number of slots is 0. Methods without slots have no markers.
 
 Source: Hao et al. 2024 (arXiv:2412.06769), sections 3 and 4.2; for `icot` see `count_removed`.
 """
@@ -27,24 +27,24 @@ from typing import Literal
 from coconut.config.schema import Entry, LatentConfig, Method
 
 ALL_STEPS = 1_000_000
-"""More steps than any example has."""
+"""A number of steps that no example reaches."""
 ALL_TOKENS = 1_000_000
-"""More reasoning tokens than any example has."""
+"""A number of reasoning tokens that no example reaches."""
 
 Slot = Literal["thought", "pause"]
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The shape of a view, before it meets an example."""
+    """The shape of a view, without the text of an example."""
 
     num_dropped_steps: int
     num_latents: int
     slot: Slot = "thought"
-    """`thought`: the slot holds a fed-back vector. `pause`: it keeps the embedding of `<|latent|>`."""
+    """A `thought` slot holds a fed-back vector; a `pause` slot keeps the embedding of `<|latent|>`."""
     markers: bool = False
     num_dropped_tokens: int = 0
-    """Reasoning tokens removed from the left of what the steps still hold (`icot`)."""
+    """Number of tokens removed from the left of the remaining steps (`icot`)."""
 
 
 def plan_view(
@@ -55,15 +55,15 @@ def plan_view(
     num_steps: int | None = None,
     num_removed_tokens: int = 0,
 ) -> ViewPlan:
-    """Say what a view at `latent_stage` looks like.
+    """Plan a view at `latent_stage`.
 
-    Up to `max_latent_stage` the first k steps go and k x `c_thought` slots come; beyond it all
-    steps go and max_latent_stage x `c_thought` slots come.
+    Up to `max_latent_stage`, k x `c_thought` slots replace the first k steps. At later stages,
+    max_latent_stage x `c_thought` slots replace all steps.
 
     Args:
-        num_steps: of a training example. Leave it out at evaluation, where the number of slots
-            must not depend on the gold solution; it matters only if `pad_latent_to_max` is off.
-        num_removed_tokens: of `icot`, see `count_removed`; other methods do not look at it.
+        num_steps: The number of steps of a training example. Leave it out at evaluation, where the number
+            of slots must not depend on the gold solution. It matters only if `pad_latent_to_max` is off.
+        num_removed_tokens: See `count_removed`. Only `icot` uses it.
 
     >>> config = LatentConfig(2, 3, True, True, 0.0, "hidden[-1]", 0)
     >>> plan_view("coconut", 1, config)
@@ -91,12 +91,23 @@ def plan_view(
     return ViewPlan(num_dropped, num_slots * latent.c_thought, slot, latent.markers)
 
 
-def draw_plan(entry: Entry, num_steps: int, generator: random.Random, *, num_removed_tokens: int = 0) -> ViewPlan:
-    """The plan of one training example in one epoch; with `uniform_prob` at a random stage 0..num_steps.
+def all_plans(latent: LatentConfig) -> list[ViewPlan]:
+    """Return a plan per latent stage. No method's view is longer than the longest view by these plans."""
+    return [plan_view("coconut", stage, latent) for stage in range(latent.max_latent_stage + 1)]
 
-    Mixing applies to the methods that have stages; the generator is used in every case, so
-    that what it yields next does not depend on the outcome. `icot` loses some tokens more than
-    the schedule says, as many as `draw_extra` tells.
+
+def entry_plans(entry: Entry) -> list[ViewPlan]:
+    """Return the plans of all views that training this entry may show."""
+    stages = range(entry.latent.max_latent_stage + 2) if entry.latent.uniform_prob else [entry.latent_stage]
+    return [plan_view(entry.method, stage, entry.latent) for stage in stages]
+
+
+def draw_plan(entry: Entry, num_steps: int, generator: random.Random, *, num_removed_tokens: int = 0) -> ViewPlan:
+    """Draw the plan of one training example in one epoch.
+
+    With probability `uniform_prob`, the example is shown at a random stage from 0 to `num_steps`. This
+    applies to the methods that have stages. The generator is used in every case, so that later draws do not
+    depend on the outcome. `icot` loses more tokens than the schedule says, by the number of `draw_extra`.
     """
     is_mixed = generator.random() < entry.latent.uniform_prob
     random_stage = generator.randint(0, num_steps)
@@ -111,19 +122,19 @@ def draw_plan(entry: Entry, num_steps: int, generator: random.Random, *, num_rem
 
 
 def count_removed(entry: Entry, *, update: int, updates_per_epoch: int, start: int = 0) -> int:
-    """How many reasoning tokens `icot` has removed, from the left of every example, before `update` (from 0).
+    """Return how many reasoning tokens `icot` has removed from the left of every example before `update`.
 
-    The count grows evenly over the updates, by `icot_tokens_per_epoch` in an epoch, and not in one
-    leap between epochs. A row whose reasoning is shorter goes from the question to the answer. From
-    `icot_remove_all_at` removed tokens on, where that is given, all reasoning is gone from every row.
+    Updates are counted from 0. The number of tokens grows evenly over the updates, by `icot_tokens_per_epoch`
+    in an epoch. If a row has fewer reasoning tokens, its view has none left. If `icot_remove_all_at` is
+    given, all reasoning is removed from every row once that number is reached.
 
-    Two things differ from the authors' code. It raises the count every `round(updates of an epoch /
-    tokens per epoch)` updates, which drifts from what was asked; ours is exact at every epoch's end.
-    It removes from the token after the question's separator, and keeps the separator before the answer;
-    here a step ends with its own line break, which goes with it.
+    There are two differences from the authors' code. It raises the number every `round(updates of an epoch /
+    tokens per epoch)` updates, which drifts from the requested rate; here it is exact at the end of each
+    epoch. It begins to remove after the question's separator, and keeps the separator before the answer;
+    here the line break at the end of a step is removed with the step.
 
     Args:
-        start: tokens that the parent entry had removed at its end, if it was `icot` too.
+        start: The number of tokens that the parent entry had removed at its end, if its method was `icot`.
 
     >>> from types import SimpleNamespace
     >>> entry = SimpleNamespace(icot_tokens_per_epoch=2.0, icot_remove_all_at=5)
@@ -137,7 +148,7 @@ def count_removed(entry: Entry, *, update: int, updates_per_epoch: int, start: i
     """
     if entry.icot_tokens_per_epoch is None:
         return 0
-    # The sum before the floor makes up for products like 3130 x 2.3 / 313, which fall short of a whole number.
+    # The small addend corrects products like 3130 x 2.3 / 313, which rounding leaves below a whole number.
     count = start + math.floor(update * entry.icot_tokens_per_epoch / updates_per_epoch + 1e-9)
     if entry.icot_remove_all_at is not None and count >= entry.icot_remove_all_at:
         return ALL_TOKENS
@@ -145,10 +156,10 @@ def count_removed(entry: Entry, *, update: int, updates_per_epoch: int, start: i
 
 
 def draw_extra(rate: float, generator: random.Random) -> int:
-    """Draw the tokens that go beyond the schedule: o of them with probability (1 - exp(-rate)) x exp(-rate x o).
+    """Draw how many tokens are removed in addition to the schedule.
 
-    So the model meets every later stage of the schedule a little beforehand. With the original's
-    rate, 4, a row keeps to the schedule with probability .982.
+    The number is o with probability (1 - exp(-rate)) x exp(-rate x o), so that the model sees later stages
+    of the schedule in advance. With the authors' rate, 4, the number is 0 with probability .982.
 
     Source: Deng et al. 2024 (arXiv:2405.14838), section 3.
     """

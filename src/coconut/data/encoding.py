@@ -1,20 +1,19 @@
-"""Examples as token ids: the one place that knows the text form.
+"""Turns examples into token ids. No other module knows the text form.
 
-The contract of an encoded example is its three parts. Each is tokenised on its own, so that cutting
-off steps leaves the ids of what remains as they were.
+An encoded example has three parts: question, steps, answer. Each is tokenised on its own, so that
+cutting off steps does not change the ids of the rest.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from coconut.data.examples import MARKERS, Example
+from coconut.data.examples import ANSWER_MARK, MARKERS, Example
 
 if TYPE_CHECKING:
-    # It takes a while to import, and readers of this module may not need it.
+    # The import takes a second, and many users of this module do not need it.
     from transformers import PreTrainedTokenizerBase
 
-ANSWER_MARK = "### "
 SPECIAL_TOKEN_COMPLAINT = (
     "holds {}, a special token of the model's tokenizer, wanted plain text; take it out of the text"
 )
@@ -31,13 +30,13 @@ class EncodedExample(NamedTuple):
 
 
 def example_texts(tokenizer: "PreTrainedTokenizerBase", example: Example, prompt: str = "plain") -> list[str]:
-    r"""Write an example as the texts that are tokenised one by one: question, steps, answer.
+    r"""Write an example as the texts that are tokenised separately: question, steps, answer.
 
     >>> example_texts(None, Example("2 + 2 + 1 ?", ["4", "5"], "5"))
     ['2 + 2 + 1 ?\n', '4\n', '5\n', '### 5']
     """
     question = _question_text(tokenizer, example.question, prompt)
-    return [question, *(f"{step}\n" for step in example.steps), ANSWER_MARK + example.answer]
+    return [question, *(f"{step}\n" for step in example.steps), f"{ANSWER_MARK} {example.answer}"]
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", example: Example, prompt: str = "plain") -> EncodedExample:
@@ -46,10 +45,10 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", example: Example, promp
 
 
 def encode_question(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: str = "plain") -> list[int]:
-    """Encode a question alone, exactly as `encode_example` does.
+    """Encode a question alone, with the same ids as `encode_example`.
 
     Raises:
-        ValueError: if the question holds a special token's text, or the tokenizer has no chat template but needs it.
+        ValueError: The question holds a special token's text, or `prompt` is "chat" and there is no chat template.
     """
     _refuse_special_tokens(tokenizer, [Example(question)])
     text = _question_text(tokenizer, question, prompt)
@@ -62,21 +61,21 @@ def encode_batch(
     """Encode examples with one call of the tokenizer.
 
     Raises:
-        ValueError: if a text holds a special token's, or the tokenizer has no chat template but needs it.
+        ValueError: A text holds a special token's text, or `prompt` is "chat" and there is no chat template.
     """
     _refuse_special_tokens(tokenizer, examples)
     return encode_texts(tokenizer, [example_texts(tokenizer, example, prompt) for example in examples], prompt)
 
 
 def find_special_tokens(tokenizer: "PreTrainedTokenizerBase", examples: Iterable[Example]) -> list[str | None]:
-    """The first special token that each example's text spells out; None for an example of plain text.
+    """Find the first special token that each example's text spells out, or None in plain text.
 
-    Such text would become the token itself: `<|endoftext|>` in an answer ends it, `<|im_end|>` in a
-    question ends the user's turn. Data is untrusted and must not steer the model.
+    Such text would become the token itself: `<|endoftext|>` in an answer would end it, and `<|im_end|>` in
+    a question would end the user's turn. Data is untrusted and must not control the model.
     """
     added = tokenizer.added_tokens_decoder.values()
     tokens = {str(token) for token in added if token.special} | {*tokenizer.all_special_tokens, *MARKERS}
-    # The longest first: of two tokens that start alike, the text's own is named.
+    # The longest token comes first: if one token is the beginning of another, the message names the right one.
     pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=lambda token: (-len(token), token))))
     found = (
         next(filter(None, map(pattern.search, (example.question, *example.steps, example.answer))), None)
@@ -105,15 +104,15 @@ def encode_texts(
 
 
 def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, without the tokens that a tokenizer puts around a whole one."""
+    """Return the ids of each text, without the tokens that a tokenizer puts around a whole text."""
     if not texts:
-        return []  # transformers' fast tokenizers stumble over an empty batch.
+        return []  # transformers' fast tokenizers fail on an empty batch.
     encoding = tokenizer(
         list(texts),
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        # Its warning about long texts counts one part; we count whole views.
+        # Its warning about long texts would count one part, but the limit holds for whole views.
         verbose=False,
     )
     ids: list[list[int]] = encoding["input_ids"]
@@ -121,9 +120,9 @@ def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
 
 
 def find_unknown_word(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> str | None:
-    """The first word of `text`, encoded as `ids`, that became the unknown token, if any did.
+    """Return the first word of `text`, encoded as `ids`, that became the unknown token, or None.
 
-    A text may spell that token out (GPT-2's is `<|endoftext|>`): then it is known.
+    If the text itself spells out the unknown token (GPT-2's is `<|endoftext|>`), that word is known.
     """
     unknown_id = tokenizer.unk_token_id
     if unknown_id is None or ids.count(unknown_id) <= text.count(tokenizer.unk_token):
@@ -133,7 +132,7 @@ def find_unknown_word(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], 
 
 
 def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """The begin-of-text token, if the tokenizer opens texts with one; a chat template writes its own."""
+    """Return the begin-of-text token if the tokenizer begins texts with one. A chat template writes its own."""
     if prompt == "chat" or tokenizer.bos_token_id is None:
         return []
     opening: list[int] = tokenizer("a")["input_ids"][:1]

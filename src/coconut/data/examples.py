@@ -2,14 +2,16 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from coconut.data.documents import RepeatedKey, parse_json
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 """Text that only the pipeline may write: a tokenizer turns each into one special token."""
+ANSWER_MARK = "###"
+"""Separates the answer from the steps in the text that a model is trained on."""
 
 _ANSWER_MARKER = re.compile(r"#{3,}")
 _WEAK_ANSWER_MARKER = re.compile(r"#+")
@@ -34,10 +36,10 @@ class Example:
 
 
 def find_answer_line(text: str) -> str | None:
-    r"""The first line after the last marker, white space folded; None when there is none.
+    r"""Return the first line after the last marker, with white space folded, or None if there is no marker.
 
-    A marker is a run of three or more `#`; without such a run any `#` counts, since a model that has
-    half learned the form writes that.
+    A marker is a run of three or more `#`. If the text has no such run, any `#` counts, because a model
+    that has half learned the form writes fewer.
 
     >>> find_answer_line("4\n### Room  #5\nQuestion: how many?")
     'Room #5'
@@ -46,44 +48,26 @@ def find_answer_line(text: str) -> str | None:
     if not markers:
         return None
     lines = text[markers[-1].end() :].strip().splitlines()
-    return (_fold(lines[0]) or None) if lines else None
+    return (fold(lines[0]) or None) if lines else None
 
 
 def is_scorable(answer: str) -> bool:
-    r"""Whether an answer is read back whole, and scored right, where a model writes it as trained.
+    r"""Tell whether the evaluation reads an answer back whole when a model writes it as trained.
 
     >>> [is_scorable(answer) for answer in ("5,000", "Room #5", "yes\nsure", "C###", ".")]
     [True, True, False, False, False]
     """
-    # A full stop at the end never counts, so that nothing is left of an answer that is no more than one.
-    return _fold(answer) not in ("", ".") and find_answer_line(f"### {answer}") == _fold(answer)
+    # The comparison ignores a full stop at the end, so an answer that is only a full stop would be empty.
+    return fold(answer) not in ("", ".") and find_answer_line(f"{ANSWER_MARK} {answer}") == fold(answer)
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
+    """Replace every run of white space by one blank, and strip both ends."""
     return " ".join(text.split())
 
 
-def parse_json(text: str) -> Any:
-    """Parse a JSON document.
-
-    Raises:
-        json.JSONDecodeError: a ValueError too, that says where it is no JSON.
-        ValueError: it is JSON that Python cannot hold.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError:  # Python's own words advise programmers.
-        raise ValueError(
-            f"it holds a whole number of more than {sys.get_int_max_str_digits()} digits, wanted fewer, or text"
-        ) from None
-
-
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write one JSON object a line, keys in the order question, steps, answer."""
+    """Write one JSON object per line, with the keys in the order question, steps, answer."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
             fields = {"question": example.question, "steps": list(example.steps), "answer": example.answer}
@@ -91,15 +75,15 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read what `write_examples` wrote; for files of other origin see `coconut.data.sources`.
+    """Read what `write_examples` wrote. `coconut.data.sources` reads files of other origin.
 
     Raises:
-        ValueError: naming file and line, when the file is missing or not what was written.
+        ValueError: The file is missing or was changed; the message names the file and the line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run the preprocess stage first: dvc repro preprocess")
     examples = []
-    # As bytes, so that a line that is not UTF-8 is named like every other one that is wrong.
+    # The file is read as bytes, so that the message for a line that is not UTF-8 names the line, too.
     with path.open("rb") as file:
         for line_number, line in enumerate(file, start=1):
             try:
@@ -116,8 +100,10 @@ def _parse_line(line: str) -> Example:
     fields = parse_json(line)
     if not isinstance(fields, dict):
         raise TypeError(f"found {type(fields).__name__}")
+    if isinstance(fields, RepeatedKey):
+        raise ValueError(f"key {fields.key!r} stands twice")
     example = Example(**fields)
     texts = (example.question, *example.steps, example.answer)
     if not isinstance(fields.get("steps"), list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError("a value is no text, or steps is no list")
+        raise TypeError("a value is not text, or steps is not a list")
     return example

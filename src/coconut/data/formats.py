@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from coconut.data.examples import MARKERS, Example, is_scorable, parse_json
+from coconut.config.strict import kind_of
+from coconut.data.documents import parse_json
+from coconut.data.examples import MARKERS, Example, is_scorable
 
 _NOTE = re.compile(r"<<.*?>>")
 _PRODUCT = re.compile(r"[0-9](?:\s*[0-9])*\s*\*\s*[0-9](?:\s*[0-9])*")
@@ -171,11 +173,6 @@ def _example(question: str, steps: Iterable[str], answer: str) -> Example:
             " no more is read of what a model writes",
         )
     return example
-
-
-def kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null" if value is None else type(value).__name__)
 
 
 def shown(text: str) -> str:

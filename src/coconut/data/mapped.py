@@ -1,4 +1,4 @@
-"""The encoded files, memory-mapped: rows are read at random without the whole file becoming resident."""
+"""Reads the encoded files through memory maps: rows are read at random, and the file does not become resident."""
 
 import ctypes
 import mmap
@@ -18,35 +18,35 @@ _IDS = pa.list_(pa.int32())
 FILE_SCHEMA = pa.schema(
     [("index", pa.int32()), ("question_ids", _IDS), ("steps_ids", pa.list_(_IDS)), ("answer_ids", _IDS)]
 )
-"""Of `data/encoded/<split>.arrow`; `index` is the example's row in `data/examples/<split>.jsonl`."""
+"""The columns of `data/encoded/<split>.arrow`; `index` is the example's row in `data/examples/<split>.jsonl`."""
 MAX_RESIDENT_BYTES = 128 << 20
-"""Of mapped files, more than there was at first."""
+"""File-backed resident memory allowed above the process's baseline."""
 ROWS_AT_ONCE = 64
-"""Each may map 2 MB, for the kernel maps all that it has in one piece around the page that is wanted."""
+"""Number of rows read between two checks. Each may map 2 MB, because the kernel maps whole large pages."""
 
 
 class EncodedSet:
-    """An encoded split: `len(dataset)`, `dataset[[3, 1]]`, which is a dictionary of columns, and its examples.
+    """An encoded split. `len(dataset)` counts its rows, and `dataset[[3, 1]]` is a dictionary of their columns.
 
-    Read with pyarrow itself: `datasets` reads the same file, but takes pandas with it, half a second in
-    each process of a pipeline whose smallest stages take two.
+    It uses pyarrow directly: `datasets` reads the same file, but imports pandas, which takes half a second
+    in each process of a pipeline whose smallest stages take two.
 
-    Pages of a mapped file count as this process's memory once they were touched, and an epoch touches all
-    of them. A batch scheduler that sees the sum ends the process, although the kernel could take them back
-    at any time. So they are given back as rows are read; they stay in the kernel's cache, if there is room.
+    Pages of a mapped file count as this process's memory once they have been read, and an epoch reads all
+    of them. A batch scheduler may end the process because of that, although the kernel could reclaim the
+    pages at any time. Therefore they are released while rows are read; the kernel may keep them in its cache.
 
     Args:
-        path: an Arrow stream of `FILE_SCHEMA`.
-        max_rows: only so many from its beginning; None for all.
+        path: An Arrow stream of `FILE_SCHEMA`.
+        max_rows: How many rows are used, from the beginning; None for all.
 
     Raises:
-        ValueError: the file is no Arrow stream, not a whole one, or one of other columns; from here, or from
-            reading a row where only its part of the file is damaged.
+        ValueError: The file is not a whole Arrow stream of these columns. If only a part of it is damaged,
+            reading a row of that part raises the error.
     """
 
     def __init__(self, path: Path, max_rows: int | None = None) -> None:
         self.path = path
-        # As the kernel names it: DVC may have linked it from its cache.
+        # The kernel's name of the file: DVC may have linked it from its cache.
         self.paths = {os.path.realpath(path)}
         with self._naming_damage(), pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
             if stream.schema != FILE_SCHEMA:
@@ -76,16 +76,16 @@ class EncodedSet:
         return {name: list(column) for name, column in zip(FILE_SCHEMA.names, columns, strict=True)}
 
     def examples(self) -> Iterator[EncodedExample]:
-        """All of them, in order."""
+        """Yield all examples in order."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             columns = self[range(start, min(start + ROWS_AT_ONCE, len(self)))]
             parts = [columns[name] for name in EncodedExample._fields]
             yield from (EncodedExample(*values) for values in zip(*parts, strict=True))
 
     def release(self) -> None:
-        """Give back the pages that were read."""
+        """Release the pages that were read."""
         release_pages(self.paths)
-        # What is resident now is others' files, a GPU's libraries say, which may have come since.
+        # The baseline grows by other files that have been mapped since, such as the libraries of a GPU.
         self.resident_at_first = max(self.resident_at_first, _resident_bytes_of_files())
 
     def _release_if_many(self) -> None:
@@ -93,10 +93,10 @@ class EncodedSet:
             self.release()
 
     def _columns(self, number: int) -> "list[_Reader]":
-        """How the columns of a batch are read, in the schema's order."""
+        """Return the readers of a batch's columns, in the schema's order."""
         if number not in self._readers:
             with self._naming_damage():
-                # Of this batch alone: it looks at every list's bounds, which lie all over the file.
+                # Only this batch is validated, because that reads the bounds of every list in it.
                 self._batches[number].validate(full=True)
                 self._readers[number] = [_reader(column) for column in self._batches[number].columns]
         return self._readers[number]
@@ -113,13 +113,13 @@ class EncodedSet:
 
 
 def load_encoded(encoded_dir: Path, split: str, max_rows: int | None = None) -> EncodedSet:
-    """Open one split, memory-mapped.
+    """Open one split as a memory map.
 
     Args:
-        max_rows: only so many from its beginning; None for all.
+        max_rows: How many rows are used, from the beginning; None for all.
 
     Raises:
-        ValueError: if the file is missing, damaged or empty.
+        ValueError: The file is missing, damaged or empty.
     """
     path = encoded_dir / f"{split}.arrow"
     if not path.is_file():
@@ -134,7 +134,7 @@ _Reader = Callable[[int], Any]
 
 
 def _reader(array: pa.Array) -> _Reader:
-    """How one row of a column is read: an integer, or a list of what is read so. The column stays where it is."""
+    """Return a function that reads one row of a column, without copying the column: an integer, or a list."""
     _check_complete(array)
     if not pa.types.is_list(array.type):
         numbers = np.from_dlpack(array)  # A view, like `to_numpy`, which imports pandas first.
@@ -143,7 +143,7 @@ def _reader(array: pa.Array) -> _Reader:
     if pa.types.is_list(array.type.value_type):
         read = _reader(array.values)
         return lambda row: [read(inner) for inner in range(*bounds[row : row + 2].tolist())]
-    # At once, for the numbers of a list lie side by side.
+    # The numbers of a list lie next to each other, so they are read with one slice.
     _check_complete(array.values)
     values = np.from_dlpack(array.values)
     return lambda row: values[slice(*bounds[row : row + 2].tolist())].tolist()
@@ -155,17 +155,17 @@ def _check_complete(array: pa.Array) -> None:
 
 
 def _resident_bytes_of_files() -> int:
-    """Memory of this process that files or other processes share; 0 where only Linux would tell."""
+    """Return the memory that this process shares with files or other processes, or 0 on systems other than Linux."""
     if sys.platform != "linux":
         return 0
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[2]) * mmap.PAGESIZE
 
 
 def release_pages(paths: Collection[str]) -> int:
-    """Tell the kernel that the pages of these mapped files are not needed now; Linux only.
+    """Tell the kernel that the pages of these mapped files are not needed now. On other systems, do nothing.
 
     Returns:
-        How many bytes are mapped.
+        The number of bytes that are mapped.
     """
     if sys.platform != "linux":
         return 0
@@ -173,7 +173,7 @@ def release_pages(paths: Collection[str]) -> int:
     num_bytes = 0
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
         span, permissions, *_, path = line.split(maxsplit=5)
-        # Read-only: such a page holds nothing that the file does not, from which it is read again.
+        # A read-only page holds nothing that is not in the file, so the kernel can read it again.
         if permissions.startswith("r-") and path in paths:
             start, stop = (int(number, 16) for number in span.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

@@ -10,13 +10,12 @@ from typing import Any
 from loguru import logger
 
 from coconut.config.schema import DataConfig, Source
-from coconut.data.examples import Example, write_examples
+from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
 from coconut.data.generators import generate, graphs
 from coconut.data.sources import Reading, read_split
 from coconut.files import check_free_space
-
-SPLITS = ("train", "valid", "test")
+from coconut.layout import SPLITS
 
 _BYTES_PER_ROW = 64
 """Of an example on disk, at least."""
@@ -113,7 +112,7 @@ def overlap(examples: Mapping[str, list[Example]]) -> dict[str, int]:
 
 def _key(example: Example) -> str:
     # Published copies of one set differ in their spaces.
-    return " ".join(example.question.split())
+    return fold(example.question)
 
 
 def _split_statistics(reading: Reading, dropped: Mapping[str, int], examples: list[Example]) -> _Statistics:

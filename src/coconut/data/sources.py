@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from coconut.config.schema import DataConfig, Source
-from coconut.data.examples import Example, parse_json
-from coconut.data.formats import PARSERS, Parser, RowError, kind_of, shown
+from coconut.config.strict import kind_of
+from coconut.data.documents import parse_json
+from coconut.data.examples import Example
+from coconut.data.formats import PARSERS, Parser, RowError, shown
 
 MAX_WARNINGS = 5
 """Dropped rows that are named one by one in the log; the others are only counted."""

@@ -6,12 +6,17 @@ Without markers there is no `<start>` and no `<end>`, and the first thought is f
 question token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from coconut.data.curriculum import ViewPlan
+from coconut.data.encoding import EncodedExample
+from coconut.data.examples import MARKERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a column without loss."""
@@ -24,18 +29,23 @@ class MarkerIds(NamedTuple):
     end: int
     latent: int
 
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "MarkerIds":
+        """Look the markers up in a vocabulary that holds them."""
+        return cls(*tokenizer.convert_tokens_to_ids(list(MARKERS)))
+
 
 @dataclass(frozen=True)
 class View:
-    """A row before padding; the columns `prefix_length .. prefix_length + num_latents` are the slots."""
+    """A row before padding. The columns from `prefix_length` to `prefix_length + num_slots` are the slots."""
 
     input_ids: list[int]
     labels: list[int]
     prefix_length: int
-    """Columns before the first slot."""
+    """Number of columns before the first slot."""
     num_slots: int
     num_thoughts: int
-    """Slots that are fed back: all of them, or none where the slot is a pause token."""
+    """Number of slots that are fed back: all of them, or none if the slots are pause tokens."""
 
     @property
     def num_supervised(self) -> int:
@@ -50,7 +60,7 @@ def build_view(
     plan: ViewPlan,
     markers: MarkerIds,
 ) -> View:
-    """Lay out a training view; the labels are `IGNORED` up to the first remaining step.
+    """Lay out a training view. The labels are `IGNORED` up to the first remaining step.
 
     >>> plan = ViewPlan(num_dropped_steps=1, num_latents=2, markers=True)
     >>> view = build_view([1, 2], [[3, 4], [5]], [6, 7], plan=plan, markers=MarkerIds(90, 91, 92))
@@ -72,7 +82,7 @@ def build_view(
 
 
 def build_prompt(question_ids: Sequence[int], *, plan: ViewPlan, markers: MarkerIds) -> View:
-    """Lay out what generation starts from: the question, the slots and the markers around them."""
+    """Lay out the question, the slots and the markers around them, from which generation starts."""
     prefix = list(question_ids) + [markers.start] * plan.markers
     ids = prefix + [markers.latent] * plan.num_latents + [markers.end] * plan.markers
     return View(
@@ -82,3 +92,21 @@ def build_prompt(question_ids: Sequence[int], *, plan: ViewPlan, markers: Marker
         num_slots=plan.num_latents,
         num_thoughts=plan.num_latents if plan.slot == "thought" else 0,
     )
+
+
+def longest_view(example: EncodedExample, plans: Iterable[ViewPlan]) -> int:
+    """Return the number of columns of the longest of the views that `build_view` makes by these plans.
+
+    Tokens that `icot` removes are counted, because every row is shown whole before the first removal.
+    """
+    question_ids, steps_ids, answer_ids = example
+    num_columns = (
+        plan.num_latents + 2 * plan.markers + sum(map(len, steps_ids[plan.num_dropped_steps :])) for plan in plans
+    )
+    return len(question_ids) + max(num_columns) + len(answer_ids)
+
+
+def longest_prompt(example: EncodedExample, plans: Iterable[ViewPlan]) -> int:
+    """Return the number of columns of the longest prompt by these plans, with room for the gold answer."""
+    slots = max(plan.num_latents + 2 * plan.markers for plan in plans)
+    return len(example.question_ids) + slots + len(example.answer_ids)

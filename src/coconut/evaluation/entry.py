@@ -15,7 +15,7 @@ from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import META_FILE, load_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.schema import BASE, Params
-from coconut.data.examples import MARKERS, Example, read_examples
+from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
 from coconut.devices import build_accelerator, peak_memory_mb
@@ -55,7 +55,7 @@ def evaluate_entry(params: Params, name: str) -> None:
         load_feedback(folder, meta.thought, model, parallel_iterations=meta.parallel_iterations, seed=seed),
         tokenizer,
         meta.plan(),
-        MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS))),
+        MarkerIds.of(tokenizer),
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from coconut.config.positions import num_positions as config_positions
+
 # --- the output head ------------------------------------------------------------------------
 
 
 def num_positions(model: PreTrainedModel) -> int:
-    """Columns that the model can tell apart; a very large number where it has no such limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    """Return how many columns the model can tell apart, or a very large number if it has no limit."""
+    return config_positions(model.config.get_text_config().to_dict()) or 1 << 30
 
 
 def output_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Chained modular arithmetic: the embedded default's task."""
+"""Chained modular arithmetic, the task of the embedded default."""
 
 import random
 
@@ -7,7 +7,7 @@ from coconut.data.examples import Example
 
 
 def count(config: ChainedArithmetic) -> int:
-    """Number of distinct questions, p (3p - 4)^K.
+    """Return the number of distinct questions, p (3p - 4)^K.
 
     >>> count(ChainedArithmetic("chained_arithmetic", num_operations=2, modulus=11))
     9251
@@ -24,7 +24,7 @@ def draw(config: ChainedArithmetic, rng: random.Random) -> Example:
 
 
 def solve(start: int, operations: list[tuple[str, int]], modulus: int) -> Example:
-    """Write the question; each step is the running value after one operation.
+    """Write the question. Each step is the running value after one operation.
 
     >>> solve(10, [("-", 10), ("-", 5), ("+", 8), ("-", 5)], 11)
     Example(question='10 - 10 - 5 + 8 - 5 ?', steps=('0', '6', '3', '9'), answer='9')
@@ -43,14 +43,14 @@ def _num_operations(modulus: int) -> int:
 
 
 def _operation(number: int, modulus: int) -> tuple[str, int]:
-    """Operation `number`, counted from 0 over + 1, + 2, ..., - 1, - 2, ..., * 2, * 3, ...
+    """Return operation `number`, counted from 0 over + 1, + 2, ..., - 1, - 2, ..., * 2, * 3, ...
 
-    Counted, not listed: for a large modulus no memory would hold the list.
+    It is computed, because the list of all operations would not fit into memory for a large modulus.
 
     >>> [_operation(number, 3) for number in range(_num_operations(3))]
     [('+', 1), ('+', 2), ('-', 1), ('-', 2), ('*', 2)]
     """
-    # No "+ 0", "- 0", "* 0", "* 1": each operation is a bijection, and none is the identity.
+    # "+ 0", "- 0", "* 0" and "* 1" are left out: each operation is a bijection, and none is the identity.
     kind, place = divmod(number, modulus - 1)
     return "+-*"[kind], place + (2 if kind == 2 else 1)
 
@@ -60,5 +60,5 @@ def _check_prime(modulus: int) -> None:
     if factor is not None:
         raise ValueError(
             f"data.generator.modulus: found {modulus} = {factor} * {modulus // factor}, wanted a prime,"
-            " or a product would lose its first factor and some answers be likelier; take 11, for instance"
+            " because other moduli make some answers more likely than others; take 11, for instance"
         )

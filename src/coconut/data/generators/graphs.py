@@ -1,13 +1,13 @@
 """ProsQA-like reachability in a directed acyclic graph with two roots.
 
-Two targets are named. One can be reached from the asked root, the other only from the other root.
-Both are leaves, equally far from their roots, by exactly one shortest path each: swapping the
-roots swaps the answers, so nothing but the way through the graph tells the targets apart.
+A question names two targets. One can be reached from the root in the question, the other only from the
+other root. Both are leaves, at the same distance from their roots, with one shortest path each. Swapping
+the roots therefore swaps the answers: only the path through the graph tells which target is right.
 
-Growth follows ProsQA (arXiv:2412.06769, appendix): nodes come one by one; .35 of them get parents
-below the first root only, .35 below the second only, .3 anywhere; deep parents are preferred.
-Unlike ProsQA the number of edges is exact, no name but the two roots occurs, the wrong target is
-as deep as the right one, and the shortest path is unique (in ProsQA there are 1.6 on average).
+Graphs grow as in ProsQA (arXiv:2412.06769, appendix). Nodes are added one by one; 35 % of them get parents
+below the first root only, 35 % below the second only, and 30 % anywhere. Deep parents are preferred.
+In contrast to ProsQA, the number of edges is exact, the two roots have the only names, the wrong target is
+as deep as the right one, and the shortest path is unique (ProsQA has 1.6 of them on average).
 """
 
 import random
@@ -22,10 +22,10 @@ from coconut.config.schema import Graph
 from coconut.data.examples import Example
 
 PAPER_STATISTICS = {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}
-"""Means over ProsQA, as published in the paper's appendix."""
+"""Means over ProsQA, from the paper's appendix."""
 
 MAX_ATTEMPTS = 1_000
-"""Graphs grown in search of one that fits, before the wish counts as impossible."""
+"""Number of graphs that are grown before the parameters count as impossible."""
 
 # fmt: off
 _NAMES = [
@@ -46,15 +46,15 @@ _Edge = tuple[int, int]
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A graph whose roots are nodes 0 and 1, and the target that belongs to each root."""
+    """A graph whose roots are nodes 0 and 1, with a path from each root to its target."""
 
     edges: Sequence[_Edge]
     paths: tuple[list[int], list[int]]
-    """For each root, the nodes from it to its target."""
+    """The nodes from each root to its target."""
 
 
 class ParsedQuestion(NamedTuple):
-    """What a question says, names and concepts as they are written."""
+    """The content of a question, with names and concepts as they are written."""
 
     edges: list[tuple[str, str]]
     targets: tuple[str, str]
@@ -62,7 +62,7 @@ class ParsedQuestion(NamedTuple):
 
 
 def count(config: Graph) -> int | None:
-    """Refuse impossible wishes; how many distinct questions there are is not known."""
+    """Refuse impossible parameters. The number of distinct questions is not known, so return None."""
     where = "data.generator"
     if config.min_hops > config.max_hops:
         raise ValueError(f"{where}.min_hops: found {config.min_hops}, wanted at most max_hops, {config.max_hops}")
@@ -90,7 +90,7 @@ def draw(config: Graph, rng: random.Random) -> Example:
     puzzle = _draw_puzzle(config, rng)
     edges = list(puzzle.edges)
     rng.shuffle(edges)
-    # Which root is asked is drawn, so the order of the targets tells nothing.
+    # The root in the question is drawn at random, so that the order of the targets gives no information.
     root = rng.randrange(2)
     targets = [path[-1] for path in puzzle.paths]
     if config.task == "graph_symbols":
@@ -112,7 +112,7 @@ def _in_sentences(edges: list[_Edge], targets: list[int], path: list[int], words
 def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int]) -> Example:
     facts = " | ".join(f"{symbols[parent]} {symbols[child]}" for parent, child in edges)
     question = f"{facts} [Q] {symbols[targets[0]]} {symbols[targets[1]]} [R] {symbols[path[0]]}"
-    # A step is the node arrived at, one token: thought k then is the state that predicts step k.
+    # A step is one token, the node that is reached: thought k is the state that predicts step k.
     return Example(question, [str(symbols[node]) for node in path[1:]], str(symbols[path[-1]]))
 
 
@@ -120,7 +120,7 @@ def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols
 
 
 def _draw_puzzle(config: Graph, rng: random.Random) -> Puzzle:
-    # Binomial: with 3 to 6 hops .42 .42 .14 .02, where ProsQA's validation set has .41 .44 .12 .02.
+    # This is binomial. For 3 to 6 hops the shares are .42 .42 .14 .02; ProsQA's validation set has .41 .44 .12 .02.
     num_hops = config.min_hops + sum(rng.random() < 0.25 for _ in range(config.max_hops - config.min_hops))
     for _ in range(MAX_ATTEMPTS):
         puzzle = _grow(config, num_hops, rng)
@@ -133,10 +133,10 @@ def _draw_puzzle(config: Graph, rng: random.Random) -> Puzzle:
 
 
 def _grow(config: Graph, num_hops: int, rng: random.Random) -> Puzzle | None:
-    """Give every node but 0 and 1 a parent among earlier nodes, then add edges up to the number.
+    """Give every node but 0 and 1 a parent among earlier nodes, then add edges up to the requested number.
 
     Returns:
-        The puzzle, or None if what was drawn leaves no room for so many edges.
+        The puzzle, or None if the drawn nodes leave no room for so many edges.
     """
     sides, paths = _place_nodes(config.num_nodes, num_hops, rng)
     before = {child: parent for path in paths for parent, child in pairwise(path)}
@@ -163,7 +163,7 @@ def _grow(config: Graph, num_hops: int, rng: random.Random) -> Puzzle | None:
 
 
 def _place_nodes(num_nodes: int, num_hops: int, rng: random.Random) -> tuple[list[int], tuple[list[int], list[int]]]:
-    """Draw whose child each node may be (a root's number, or anywhere) and which are on the paths."""
+    """Draw which root each node may descend from (or both), and which nodes are on the two paths."""
     owners: list[int | None] = [0, 1] * num_hops + [None] * (num_nodes - 2 - 2 * num_hops)
     rng.shuffle(owners)
     sides, paths = [0, 1], ([0], [1])
@@ -177,13 +177,13 @@ def _place_nodes(num_nodes: int, num_hops: int, rng: random.Random) -> tuple[lis
 
 
 def _shuffle_weighted(edges: list[_Edge], weights: list[float], rng: random.Random) -> list[_Edge]:
-    # Efraimidis and Spirakis 2006: sorting by u^(1/w) draws by weight, without replacement.
+    # Sorting by u^(1/w) draws by weight without replacement (Efraimidis and Spirakis 2006).
     keys = [rng.random() ** (1 / weight) for weight in weights]
     return [edges[i] for i in sorted(range(len(edges)), key=keys.__getitem__, reverse=True)]
 
 
 def _rivals(parent: int, node: int, path: list[int], children: list[list[int]]) -> bool:
-    """Whether an edge would open another way along `path` that is as short, or shorter."""
+    """Tell whether an edge would create another path between the ends of `path` that is not longer."""
     from_root, _ = _search(path[0], children)
     if parent not in from_root:
         return False
@@ -192,7 +192,7 @@ def _rivals(parent: int, node: int, path: list[int], children: list[list[int]]) 
 
 
 def _search(root: int, children: list[list[int]]) -> tuple[dict[int, int], dict[int, int]]:
-    """Breadth-first search: hops to each node in reach, and the number of ways that short."""
+    """Search breadth-first for the distance of each reachable node and the number of shortest paths to it."""
     distance, num_paths = {root: 0}, {root: 1}
     queue = [root]
     for node in queue:
@@ -219,7 +219,7 @@ _QUERY = re.compile(r" Is (\w+) a (\w+) or (\w+)\?$")
 
 
 def read_question(question: str) -> ParsedQuestion | None:
-    """Read a question of either form back; None if it is of neither.
+    """Parse a question of either form; return None for any other text.
 
     >>> read_question("Every lempus is a rompus. Tom is a lempus. Is Tom a zumpus or rompus?")
     ParsedQuestion(edges=[('lempus', 'rompus'), ('Tom', 'lempus')], targets=('zumpus', 'rompus'), root='Tom')
@@ -237,11 +237,11 @@ def read_question(question: str) -> ParsedQuestion | None:
 
 
 def statistics(examples: Iterable[Example]) -> dict[str, float] | None:
-    """Mean size of the examples' graphs, to be held against `PAPER_STATISTICS`.
+    """Compute the mean size of the examples' graphs, for comparison with `PAPER_STATISTICS`.
 
     Returns:
-        Means of nodes, edges, path (hops to the target) and shortest_paths (of that length), or
-        None if some question is not one about a graph.
+        The means of nodes, edges, path (hops to the target) and shortest_paths (paths of that length),
+        or None if a question is not about a graph.
     """
     rows = []
     for example in examples:

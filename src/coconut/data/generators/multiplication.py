@@ -1,4 +1,4 @@
-"""Multiplication of two n-digit numbers in the text form of iCoT: digits least significant first."""
+"""Multiplication of two n-digit numbers in the text form of iCoT, with the least significant digit first."""
 
 import random
 
@@ -7,7 +7,7 @@ from coconut.data.examples import Example
 
 
 def count(config: Multiplication) -> int:
-    """Number of distinct questions: ordered pairs of n-digit numbers without leading zeros."""
+    """Return the number of ordered pairs of n-digit numbers without leading zeros."""
     return int((9 * 10 ** (config.num_digits - 1)) ** 2)
 
 
@@ -18,9 +18,9 @@ def draw(config: Multiplication, rng: random.Random) -> Example:
 
 
 def solve(left: int, right: int) -> Example:
-    """Write out schoolbook multiplication: one step per digit of the right factor.
+    """Write out schoolbook multiplication, with one step per digit of the right factor.
 
-    A step is the shifted partial product, and, between the first and the last, the sum so far.
+    A step is the shifted partial product. All steps but the first and the last add the sum so far.
 
     >>> solve(2365, 4347).steps
     ('5 5 5 6 1', '0 0 6 4 9 0 ( 5 5 1 1 1 1 )', '0 0 5 9 0 7 0 ( 5 5 6 0 2 8 0 )', '0 0 0 0 6 4 9 0')

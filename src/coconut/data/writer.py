@@ -1,0 +1,134 @@
+"""Writes one split of encoded examples, and adds up its metrics."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from loguru import logger
+
+from coconut.data.encoding import SPECIAL_TOKEN_COMPLAINT
+from coconut.data.mapped import FILE_SCHEMA
+
+MIN_KEPT_SHARE = 0.1
+"""A split that keeps a smaller share of its rows does not represent the data any more."""
+_NUM_NAMED_ROWS = 10
+
+ROW_SCHEMA = pa.schema(
+    [
+        *FILE_SCHEMA,
+        ("num_steps_tokens", pa.int32()),
+        ("num_view_tokens", pa.int32()),
+        ("decoded_differs", pa.bool_()),
+        ("joined_differs", pa.bool_()),
+        ("special", pa.string()),
+        ("unknown", pa.string()),
+    ]
+)
+"""The columns of the file, followed by what a worker finds out about each row."""
+
+
+class SplitWriter:
+    """Writes the tables of one split to its file, as a context manager; `metrics` sums up afterwards."""
+
+    def __init__(self, examples_path: Path, path: Path, max_tokens: int | None) -> None:
+        self.examples_path, self.max_tokens = examples_path, max_tokens
+        self.sink = pa.OSFile(str(path), "wb")
+        self.stream = pa.ipc.new_stream(self.sink, FILE_SCHEMA)
+        self.num_rows = self.num_kept = self.num_decoded_differs = self.num_joined_differs = 0
+        self.totals = dict.fromkeys(("question", "steps", "answer"), 0)
+        self.maxima = dict.fromkeys(("question", "steps", "answer", "view"), 0)
+        self.too_long: list[tuple[int, int]] = []
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self.sink.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Write the rows of a table of `ROW_SCHEMA` that fit into the model's positions.
+
+        Raises:
+            ValueError: A row holds a special token's text, or a word that the tokenizer does not know.
+        """
+        self._refuse_special_tokens(table)
+        self._refuse_unknown_words(table)
+        self.num_rows += len(table)
+        if self.max_tokens is not None:
+            is_kept = pc.less_equal(table["num_view_tokens"], self.max_tokens)
+            dropped = table.filter(pc.invert(is_kept))
+            self.too_long += zip(dropped["index"].to_pylist(), dropped["num_view_tokens"].to_pylist(), strict=True)
+            table = table.filter(is_kept)
+        if len(table):
+            self._count(table)
+            # Each table becomes one batch, so that the bytes do not depend on the number of processes.
+            for batch in table.select(FILE_SCHEMA.names).combine_chunks().to_batches():
+                self.stream.write_batch(batch)
+
+    def _refuse_special_tokens(self, table: pa.Table) -> None:
+        special = table.filter(pc.is_valid(table["special"]))
+        if len(special):
+            row, token = special["index"][0].as_py(), special["special"][0].as_py()
+            raise ValueError(f"{self.examples_path}:{row + 1}: {SPECIAL_TOKEN_COMPLAINT.format(token)}")
+
+    def _refuse_unknown_words(self, table: pa.Table) -> None:
+        unknown = table.filter(pc.is_valid(table["unknown"]))
+        if len(unknown):
+            row, word = unknown["index"][0].as_py(), unknown["unknown"][0].as_py()
+            raise ValueError(
+                f"{self.examples_path}:{row + 1}: {word[:80]!r} is unknown to the model's tokenizer;"
+                " wanted words of its vocabulary; change the text, or use another tokenizer"
+            )
+
+    def _count(self, table: pa.Table) -> None:
+        self.num_kept += len(table)
+        self.num_decoded_differs += pc.sum(table["decoded_differs"]).as_py()
+        self.num_joined_differs += pc.sum(table["joined_differs"]).as_py()
+        lengths = {
+            "question": pc.list_value_length(table["question_ids"]),
+            "steps": table["num_steps_tokens"],
+            "answer": pc.list_value_length(table["answer_ids"]),
+            "view": table["num_view_tokens"],
+        }
+        for part, counts in lengths.items():
+            self.maxima[part] = max(self.maxima[part], pc.max(counts).as_py())
+            if part in self.totals:
+                self.totals[part] += pc.sum(counts).as_py()
+
+    def metrics(self) -> dict[str, float]:
+        """Sum up what was written, and log which rows were left out.
+
+        Raises:
+            ValueError: No row is left, or only a small share of them.
+        """
+        if not self.num_rows:
+            raise ValueError(
+                f"{self.examples_path}: no example in it, wanted at least one; run the preprocess stage again"
+            )
+        if self.too_long:
+            self._report_too_long()
+        num = max(1, self.num_kept)
+        metrics: dict[str, float] = {"num_examples": self.num_kept, "num_too_long": len(self.too_long)}
+        metrics["decoded_differs_share"] = self.num_decoded_differs / num
+        metrics["joined_differs_share"] = self.num_joined_differs / num
+        for part, total in self.totals.items():
+            metrics[f"{part}_tokens_mean"] = round(total / num, 2)
+            metrics[f"{part}_tokens_max"] = self.maxima[part]
+        metrics["view_tokens_max"] = self.maxima["view"]
+        return metrics
+
+    def _report_too_long(self) -> None:
+        message = (
+            f"{self.examples_path}: {len(self.too_long)} of {self.num_rows} examples have views longer than"
+            f" the model's {self.max_tokens} positions"
+        )
+        if self.num_kept < MIN_KEPT_SHARE * self.num_rows:
+            longest = max(num_tokens for _, num_tokens in self.too_long)
+            raise ValueError(
+                f"{message} (the longest has {longest} tokens), wanted most of them to fit;"
+                " take a model with more positions or shorter examples"
+            )
+        named = ", ".join(f"line {row + 1} ({num_tokens})" for row, num_tokens in self.too_long[:_NUM_NAMED_ROWS])
+        logger.warning("{}; left out: {}{}", message, named, ", ..." if len(self.too_long) > _NUM_NAMED_ROWS else "")
+        logger.debug("{}: left out, by line: {}", self.examples_path, [row + 1 for row, _ in self.too_long])
