@@ -129,7 +129,7 @@ def test_a_form_equals_its_definition_in_loss_and_gradients(family: str, thought
     model, views = build_tiny_model(family), make_views()
     slow = slow_nll(model, thought, views) / 13
     expected = gradients(model, slow)
-    fast, num_tokens = latent_nll(model, build_feedback(thought, model), **collate(views, pad_id=0)._asdict())
+    fast, num_tokens = latent_nll(model, build_feedback(thought, model), collate(views, pad_id=0))
     found = gradients(model, fast / 13)
     assert num_tokens == 13
     assert abs((fast / 13 - slow).item()) < 2e-6
@@ -145,10 +145,9 @@ def test_a_form_generates_what_its_definition_generates(family: str, thought: st
     model = build_tiny_model(family)
     plan = ViewPlan(0, 3)
     prompts = [build_prompt(question, plan=plan, markers=MARKERS) for question in ([5, 9, 33], [7], [8, 2, 40, 11])]
-    inputs = collate(prompts, pad_id=0)._asdict()
-    del inputs["labels_BT"]
+    batch = collate(prompts, pad_id=0)
     feedback = build_feedback(thought, model)
-    rows = generate(model, feedback, **inputs, eos_ids=[999], max_new_tokens=8)
+    rows = generate(model, feedback, batch, eos_ids=[999], max_new_tokens=8)
     with torch.no_grad():
         assert [row.ids for row in rows] == [slow_generate(model, thought, prompt, 8) for prompt in prompts]
 
@@ -156,15 +155,15 @@ def test_a_form_generates_what_its_definition_generates(family: str, thought: st
 @pytest.mark.parametrize("thought", [*DEFINITIONS, "projection"])
 def test_a_row_scores_the_same_alone_and_in_a_padded_batch(tiny_lm: PreTrainedModel, thought: str) -> None:
     feedback, views = build_feedback(thought, tiny_lm), make_views((1, 4, 0))
-    together, _ = latent_nll(tiny_lm, feedback, **collate(views, pad_id=0)._asdict())
-    alone = [latent_nll(tiny_lm, feedback, **collate([view], pad_id=0)._asdict())[0] for view in views]
+    together, _ = latent_nll(tiny_lm, feedback, collate(views, pad_id=0))
+    alone = [latent_nll(tiny_lm, feedback, collate([view], pad_id=0))[0] for view in views]
     assert abs((together - sum(alone)).item()) < 1e-4
 
 
 def test_forms_give_different_thoughts(tiny_qwen2: PreTrainedModel) -> None:
-    batch = collate(make_views(), pad_id=0)._asdict()
+    batch = collate(make_views(), pad_id=0)
     losses = {
-        thought: round(latent_nll(tiny_qwen2, build_feedback(thought, tiny_qwen2), **batch)[0].item(), 4)
+        thought: round(latent_nll(tiny_qwen2, build_feedback(thought, tiny_qwen2), batch)[0].item(), 4)
         for thought in DEFINITIONS
     }
     assert losses.pop("hidden[2]") == losses["hidden[-1]"]
@@ -352,15 +351,15 @@ def train_a_little(model: PreTrainedModel, feedback: Feedback) -> None:
     optimizer = torch.optim.AdamW([*model.parameters(), *feedback.parameters()], lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
-        latent_nll(model, feedback, **collate(make_views(), pad_id=0)._asdict())[0].backward()
+        latent_nll(model, feedback, collate(make_views(), pad_id=0))[0].backward()
         optimizer.step()
 
 
 @pytest.mark.parametrize("inner", ["hidden[-1]", "hidden[-2]", "input+suppressed[1:]"])
 def test_a_projection_starts_as_the_form_inside_it(tiny_lm: PreTrainedModel, inner: str) -> None:
-    batch = collate(make_views(), pad_id=0)._asdict()
-    plain, _ = latent_nll(tiny_lm, build_feedback(inner, tiny_lm), **batch)
-    projected, _ = latent_nll(tiny_lm, build_feedback(f"projection({inner})", tiny_lm), **batch)
+    batch = collate(make_views(), pad_id=0)
+    plain, _ = latent_nll(tiny_lm, build_feedback(inner, tiny_lm), batch)
+    projected, _ = latent_nll(tiny_lm, build_feedback(f"projection({inner})", tiny_lm), batch)
     assert torch.equal(plain, projected)
 
 
@@ -403,9 +402,9 @@ def test_a_trained_projection_comes_back_from_its_folder(tmp_path: Path, tiny_lm
     save_feedback(tmp_path, feedback)
     tiny_lm.save_pretrained(tmp_path)
     model = load_model(tmp_path)
-    batch = collate(make_views(), pad_id=0)._asdict()
-    expected, _ = latent_nll(tiny_lm, feedback, **batch)
-    found, _ = latent_nll(model, load_feedback(tmp_path, "projection", model), **batch)
+    batch = collate(make_views(), pad_id=0)
+    expected, _ = latent_nll(tiny_lm, feedback, batch)
+    found, _ = latent_nll(model, load_feedback(tmp_path, "projection", model), batch)
     assert torch.equal(found, expected)
     assert oct((tmp_path / WEIGHTS_FILE).stat().st_mode)[-3:] == "644"
 
@@ -438,7 +437,7 @@ def test_bfloat16_weights_give_bfloat16_projections(tiny_gpt2: PreTrainedModel) 
     model = tiny_gpt2.to(torch.bfloat16)
     feedback = build_feedback("projection", model)
     assert {p.dtype for p in feedback.parameters()} == {torch.bfloat16}
-    nll, _ = latent_nll(model, feedback, **collate(make_views(), pad_id=0)._asdict())
+    nll, _ = latent_nll(model, feedback, collate(make_views(), pad_id=0))
     nll.backward()
     assert torch.isfinite(nll)
 
@@ -446,9 +445,9 @@ def test_bfloat16_weights_give_bfloat16_projections(tiny_gpt2: PreTrainedModel) 
 @pytest.mark.parametrize("thought", ["hidden[-2]", "normalised", "projection", "input+suppressed[0.5:]"])
 def test_forms_work_under_autocast(tiny_lm: PreTrainedModel, thought: str) -> None:
     feedback = build_feedback(thought, tiny_lm)
-    batch = collate(make_views(), pad_id=0)._asdict()
-    exact, _ = latent_nll(tiny_lm, feedback, **batch)
+    batch = collate(make_views(), pad_id=0)
+    exact, _ = latent_nll(tiny_lm, feedback, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = latent_nll(tiny_lm, feedback, **batch)
+        rounded, _ = latent_nll(tiny_lm, feedback, batch)
     rounded.backward()
     assert rounded.item() == pytest.approx(exact.item(), rel=0.1)

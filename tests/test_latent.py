@@ -1,5 +1,7 @@
 """The proof obligations of the mathematics: the fast path equals full recomputation, row by row."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -8,23 +10,20 @@ import oracle
 from coconut.data.collator import Batch, collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.views import IGNORED, MarkerIds, View, build_view
-from coconut.model.fast import columns, layers, products
+from coconut.model.choice import open_passes
+from coconut.model.fast.passes import StorePasses
 from coconut.model.feedback import Feedback
-from coconut.model.latent import latent_nll, read_columns, supervised_nll
+from coconut.model.latent import latent_nll, supervised_nll
+from coconut.model.passes import PassOptions, PlainPasses
+from ways import STORE, WAYS, hidden_states
 
 MARKERS = MarkerIds(60, 61, 62)
 
 
-@pytest.fixture(autouse=True, params=["fast", "own-attention", "library"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The code that a large model takes, with torch's attention kernel and with ours, and that of a small one."""
-    if request.param != "library":
-        for module, name in ((columns, "MIN_WIDTH"), (columns, "MIN_PACKED_WORK"), (layers, "MIN_WEIGHT_ELEMENTS")):
-            monkeypatch.setattr(module, name, 0)
-        monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
-    if request.param == "fast":
-        monkeypatch.setattr(columns, "MAX_SCORES", 12)  # Passes of one column only.
-    return str(request.param)
+@pytest.fixture(params=WAYS)
+def options(request: pytest.FixtureRequest) -> PassOptions:
+    """Each way to read a batch in turn."""
+    return WAYS[request.param]
 
 
 def make_views(num_latents: tuple[int, ...], *, markers: bool = False, seed: int = 0) -> list[View]:
@@ -53,10 +52,12 @@ def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Ten
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_loss_and_gradients(model: PreTrainedModel, views: list[View], batch: Batch) -> None:
+def assert_same_loss_and_gradients(
+    model: PreTrainedModel, views: list[View], batch: Batch, options: PassOptions
+) -> None:
     slow, slow_count = oracle.nll(model, views)
     slow_gradients = gradients(model, slow / slow_count)
-    fast, fast_count = latent_nll(model, Feedback(), **batch._asdict())
+    fast, fast_count = latent_nll(model, Feedback(), batch, options)
     fast_gradients = gradients(model, fast / fast_count)
     assert fast_count == slow_count
     assert abs(float(fast / fast_count - slow / slow_count)) < 1e-6
@@ -72,14 +73,14 @@ def assert_same_loss_and_gradients(model: PreTrainedModel, views: list[View], ba
     ids=["none", "one", "equal", "ragged", "ragged-with-none", "alone"],
 )
 def test_cached_forward_equals_full_recomputation(
-    tiny_lm: PreTrainedModel, num_latents: tuple[int, ...], markers: bool
+    tiny_lm: PreTrainedModel, num_latents: tuple[int, ...], markers: bool, options: PassOptions
 ) -> None:
     views = make_views(num_latents, markers=markers)
-    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0))
+    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0), options)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: str) -> None:
+def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: str, options: PassOptions) -> None:
     views = make_views((2, 3, 0), seed=3)
     alone = [collate([view], pad_id=0) for view in views]
     width = max(batch.input_ids_BT.shape[1] for batch in alone)
@@ -93,20 +94,20 @@ def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: st
     batch = Batch(
         *(torch.cat([pad(row, filler) for row in rows]) for rows, filler in zip(columns, fillers, strict=True))
     )
-    assert_same_loss_and_gradients(tiny_lm, views, batch)
+    assert_same_loss_and_gradients(tiny_lm, views, batch, options)
 
 
-def test_a_row_scores_the_same_alone_and_in_a_padded_batch(tiny_lm: PreTrainedModel) -> None:
+def test_a_row_scores_the_same_alone_and_in_a_padded_batch(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     views = make_views((2, 0, 5, 3), seed=1)
-    together, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
-    alone = [latent_nll(tiny_lm, Feedback(), **collate([view], pad_id=0)._asdict())[0] for view in views]
+    together, _ = latent_nll(tiny_lm, Feedback(), collate(views, pad_id=0), options)
+    alone = [latent_nll(tiny_lm, Feedback(), collate([view], pad_id=0), options)[0] for view in views]
     assert abs(float(together - sum(alone))) < 1e-4
 
 
-def test_without_latents_it_is_the_plain_language_model(tiny_lm: PreTrainedModel) -> None:
+def test_without_latents_it_is_the_plain_language_model(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     views = make_views((0, 0, 0), seed=2)
     batch = collate(views, pad_id=0)
-    nll, num_tokens = latent_nll(tiny_lm, Feedback(), **batch._asdict())
+    nll, num_tokens = latent_nll(tiny_lm, Feedback(), batch, options)
     plain = tiny_lm(
         input_ids=batch.input_ids_BT,
         attention_mask=batch.attention_mask_BT,
@@ -116,7 +117,7 @@ def test_without_latents_it_is_the_plain_language_model(tiny_lm: PreTrainedModel
     assert abs(float(nll / num_tokens - plain.loss)) < 1e-6
 
 
-def test_gradients_reach_the_question_only_through_the_thoughts(tiny_lm: PreTrainedModel) -> None:
+def test_gradients_reach_the_question_only_through_the_thoughts(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     """The second thought depends on the question's embeddings; cutting it loose changes their gradient."""
     batch = collate(make_views((2,)), pad_id=0)
     embeddings = tiny_lm.get_input_embeddings()
@@ -126,7 +127,7 @@ def test_gradients_reach_the_question_only_through_the_thoughts(tiny_lm: PreTrai
             return super().forward(output, input_BD).detach()
 
     def question_gradient(feedback: Feedback) -> torch.Tensor:
-        nll, _ = latent_nll(tiny_lm, feedback, **batch._asdict())
+        nll, _ = latent_nll(tiny_lm, feedback, batch, options)
         return gradients(tiny_lm, nll)[_name_of(tiny_lm, embeddings.weight)]
 
     through, cut = question_gradient(Feedback()), question_gradient(Detached())
@@ -140,61 +141,65 @@ def _name_of(model: PreTrainedModel, parameter: torch.nn.Parameter) -> str:
 
 @pytest.mark.parametrize("num_latents", [(3, 3), (3, 0, 1)], ids=["equal", "ragged"])
 def test_every_column_is_computed_once_and_padding_never(
-    tiny_gpt2: PreTrainedModel, num_latents: tuple[int, ...], path: str
+    tiny_gpt2: PreTrainedModel, num_latents: tuple[int, ...], options: PassOptions
 ) -> None:
     shapes: list[tuple[int, ...]] = []
     tiny_gpt2.base_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
     batch = collate(make_views(num_latents), pad_id=0)
-    latent_nll(tiny_gpt2, Feedback(), **batch._asdict())
+    latent_nll(tiny_gpt2, Feedback(), batch, options)
     assert len(shapes) == 4
-    num_columns = batch.num_columns if path == "library" else int(batch.attention_mask_BT.sum())
+    num_columns = batch.num_columns if options.thresholds.min_width else int(batch.attention_mask_BT.sum())
     assert sum(rows * columns for rows, columns in shapes) == num_columns
 
 
-def test_a_latent_in_column_0_is_refused(tiny_gpt2: PreTrainedModel) -> None:
+def test_a_latent_in_column_0_is_refused(tiny_gpt2: PreTrainedModel, options: PassOptions) -> None:
     batch = collate(make_views((1,)), pad_id=0)
     batch.is_latent_BT[0, 0] = True
     with pytest.raises(ValueError, match="column 0"):
-        latent_nll(tiny_gpt2, Feedback(), **batch._asdict())
+        latent_nll(tiny_gpt2, Feedback(), batch, options)
 
 
-def test_a_config_that_turns_the_cache_off_does_not(tiny_lm: PreTrainedModel) -> None:
+def test_a_config_that_turns_the_cache_off_does_not(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     views = make_views((3, 2))
-    expected, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
+    expected, _ = latent_nll(tiny_lm, Feedback(), collate(views, pad_id=0), options)
     tiny_lm.config.use_cache = False
-    found, _ = latent_nll(tiny_lm, Feedback(), **collate(views, pad_id=0)._asdict())
+    found, _ = latent_nll(tiny_lm, Feedback(), collate(views, pad_id=0), options)
     assert torch.equal(found, expected)
 
 
-def test_a_dropped_cache_is_noticed(tiny_lm: PreTrainedModel) -> None:
+def test_a_dropped_cache_is_noticed(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     tiny_lm.gradient_checkpointing_enable()
     tiny_lm.train()
     with pytest.raises(AssertionError, match="dropped the key-value cache"):
-        latent_nll(tiny_lm, Feedback(), **collate(make_views((3, 2)), pad_id=0)._asdict())
+        latent_nll(tiny_lm, Feedback(), collate(make_views((3, 2)), pad_id=0), options)
 
 
-def test_padding_never_changes_a_hidden_state(tiny_lm: PreTrainedModel) -> None:
+def test_padding_never_changes_a_hidden_state(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     batch = collate(make_views((2, 4, 0)), pad_id=0)
-    inputs = {key: value for key, value in batch._asdict().items() if key != "labels_BT"}
-    before = read_columns(tiny_lm, Feedback(), **inputs).hidden_BTD
+    before = hidden_states(tiny_lm, Feedback(), batch, options)
     is_padding_BT = batch.attention_mask_BT == 0
-    inputs["input_ids_BT"] = torch.where(is_padding_BT, 17, batch.input_ids_BT)
-    after = read_columns(tiny_lm, Feedback(), **inputs).hidden_BTD
+    other = batch._replace(input_ids_BT=torch.where(is_padding_BT, 17, batch.input_ids_BT))
+    after = hidden_states(tiny_lm, Feedback(), other, options)
     assert torch.isfinite(after).all()
     assert torch.equal(before[~is_padding_BT], after[~is_padding_BT])
 
 
-@pytest.mark.parametrize("chunk_logits", [1, 64 * 3, 1 << 20])
-def test_the_chunked_loss_equals_the_whole(
-    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, chunk_logits: int
-) -> None:
+@pytest.mark.parametrize("max_logits", [1, 64 * 3, 1 << 20])
+def test_the_chunked_loss_equals_the_whole(tiny_lm: PreTrainedModel, max_logits: int, options: PassOptions) -> None:
     views = make_views((2, 0, 1))
-    monkeypatch.setattr("coconut.model.latent.CHUNK_LOGITS", chunk_logits)
-    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0))
+    assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0), replace(options, max_logits=max_logits))
 
 
-def test_a_batch_without_supervised_columns_has_loss_0(tiny_gpt2: PreTrainedModel) -> None:
-    nll, num_tokens = supervised_nll(tiny_gpt2, torch.zeros(1, 3, 32), torch.full((1, 3), IGNORED))
+def test_a_batch_without_supervised_columns_has_loss_0(tiny_gpt2: PreTrainedModel, options: PassOptions) -> None:
+    batch = collate(make_views((1,)), pad_id=0)
+    passes = open_passes(tiny_gpt2, batch, Feedback(), options)
+    nll, num_tokens = supervised_nll(passes, torch.zeros(1, 3, 32), torch.full((1, 3), IGNORED))
     assert (float(nll), num_tokens) == (0.0, 0)
+
+
+def test_the_fast_path_can_be_switched_off(tiny_gpt2: PreTrainedModel) -> None:
+    batch = collate(make_views((1,)), pad_id=0)
+    assert type(open_passes(tiny_gpt2, batch, Feedback(), PassOptions(fast=False))) is PlainPasses
+    assert isinstance(open_passes(tiny_gpt2, batch, Feedback(), STORE), StorePasses)

@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +15,23 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
-from coconut.model import latent
-from coconut.model.fast import columns, layers, products
+from coconut.model.fast import gates, layers
+from coconut.model.fast.gates import GatedLinear
 from coconut.model.fast.layers import BatchLayers
+from coconut.model.fast.tied import Rows
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
+from coconut.model.passes import PassOptions
 from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
+from ways import STORE, hidden_states, with_thresholds
+
+ALWAYS = STORE.thresholds
+NARROW = with_thresholds(STORE, min_width=1 << 30)
+"""Our layers on the library's cache, every weight counting as large."""
 
 
-@pytest.fixture(autouse=True)
-def _every_weight_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 0)
-    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+def batch_layers_of(model: nn.Module, **options: bool) -> BatchLayers:
+    return BatchLayers(model, thresholds=ALWAYS, **options)
 
 
 class Chain(nn.Module):
@@ -81,7 +88,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def test_gradients_are_those_of_the_plain_layers(saves_memory: bool) -> None:
     chain = Chain()
     expected = gradients(chain, read_in_passes(chain, None))
-    found = gradients(chain, read_in_passes(chain, BatchLayers(chain, saves_memory=saves_memory)))
+    found = gradients(chain, read_in_passes(chain, batch_layers_of(chain, saves_memory=saves_memory)))
     assert len(expected) == 5
     assert_close(found, expected)
 
@@ -90,13 +97,13 @@ def test_a_weight_is_multiplied_once_for_all_passes(monkeypatch: pytest.MonkeyPa
     chain = Chain()
     shapes: list[tuple[int, int]] = []
 
-    def counting(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def counting(input: Tensor, weight: Tensor, bias: Tensor | None = None, **_: int) -> Tensor:
         product = functional.linear(input, weight, bias)
         shapes.append(tuple(product.shape))
         return product
 
-    loss = read_in_passes(chain, BatchLayers(chain))
-    monkeypatch.setattr(layers, "linear", counting)
+    loss = read_in_passes(chain, batch_layers_of(chain))
+    monkeypatch.setattr(gates, "linear", counting)
     loss.backward()
     assert [shapes.count(tuple(weight.shape)) for weight in chain.parameters() if weight.ndim == 2] == [1, 1, 1]
 
@@ -106,21 +113,21 @@ def test_gradients_of_several_batches_add_up() -> None:
     expected = {name: 2 * g for name, g in gradients(chain, read_in_passes(chain, None)).items()}
     chain.zero_grad()
     for _ in range(2):
-        read_in_passes(chain, BatchLayers(chain)).backward()
+        read_in_passes(chain, batch_layers_of(chain)).backward()
     assert_close({name: p.grad for name, p in chain.named_parameters()}, expected)
 
 
 def test_a_second_backward_through_the_same_graph_gives_the_same_again() -> None:
     chain = Chain()
     expected = gradients(chain, read_in_passes(chain, None))
-    loss = read_in_passes(chain, BatchLayers(chain))
+    loss = read_in_passes(chain, batch_layers_of(chain))
     loss.backward(retain_graph=True)
     assert_close(gradients(chain, loss), expected)
 
 
 def test_a_backward_that_stops_short_of_the_weights_leaves_nothing_behind() -> None:
     chain = Chain()
-    batch_layers = BatchLayers(chain)
+    batch_layers = batch_layers_of(chain)
     input = torch.randn(2, 3, 4, requires_grad=True)
     with batch_layers.active():
         loss = chain(input).square().sum() + chain(input[:, :1]).sum()
@@ -136,7 +143,7 @@ def test_gradients_can_be_asked_for_without_being_accumulated() -> None:
     chain = Chain()
     expected = gradients(chain, read_in_passes(chain, None))
     chain.zero_grad()
-    found = torch.autograd.grad(read_in_passes(chain, BatchLayers(chain)), list(chain.parameters()))
+    found = torch.autograd.grad(read_in_passes(chain, batch_layers_of(chain)), list(chain.parameters()))
     assert_close(dict(zip(expected, found, strict=True)), expected)
     assert all(p.grad is None for p in chain.parameters())
 
@@ -147,7 +154,7 @@ def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen: str) ->
     dict(chain.named_parameters())[frozen].requires_grad_(False)
     expected = gradients(chain, read_in_passes(chain, None))
     assert frozen not in expected
-    assert_close(gradients(chain, read_in_passes(chain, BatchLayers(chain))), expected)
+    assert_close(gradients(chain, read_in_passes(chain, batch_layers_of(chain))), expected)
 
 
 def test_a_weight_that_two_layers_share_gets_both_shares() -> None:
@@ -163,7 +170,7 @@ def test_a_weight_that_two_layers_share_gets_both_shares() -> None:
         model.fifth.weight = model.fourth.weight
     input = torch.randn(2, 3, 4)
     expected = gradients(chain, chain.fifth(chain.fourth(input).tanh()).square().sum())
-    batch_layers = BatchLayers(tied)
+    batch_layers = batch_layers_of(tied)
     tied.load_state_dict(chain.state_dict())
     with batch_layers.active():
         loss = tied.fifth(tied.fourth(input).tanh()).square().sum()
@@ -175,7 +182,7 @@ def test_hooks_of_a_weight_see_its_whole_gradient_once() -> None:
     expected = gradients(chain, read_in_passes(chain, None))
     seen: list[Tensor] = []
     chain.second.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
-    read_in_passes(chain, BatchLayers(chain)).backward()
+    read_in_passes(chain, batch_layers_of(chain)).backward()
     assert len(seen) == 1
     assert (seen[0] - expected["second.weight"]).abs().max() < 1e-4
 
@@ -186,7 +193,7 @@ def test_autocast_computes_in_bf16_and_gives_gradients_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         plain = read_in_passes(chain, None)
         expected = gradients(chain, plain)
-        loss = read_in_passes(chain, BatchLayers(chain))
+        loss = read_in_passes(chain, batch_layers_of(chain))
     found = gradients(chain, loss)
     assert abs(loss.item() - plain.item()) < 0.02 * abs(plain.item())
     for name, gradient in exact.items():
@@ -200,7 +207,7 @@ def test_autocast_computes_in_bf16_and_gives_gradients_in_float32() -> None:
 def test_no_more_is_kept_than_was_allowed(max_kept: int) -> None:
     torch.manual_seed(0)
     chain = Chain()
-    factors = layers._Linear(chain.first, max_kept).factors
+    factors = GatedLinear(chain.first, max_kept, ALWAYS).factors
     passes = [(torch.randn(rows, 4), torch.randn(rows, 6)) for rows in (1, 3, 2, 7, 1, 1, 4)]
     for input, gradient in passes:
         factors.add(input, gradient)
@@ -222,9 +229,8 @@ def some_views() -> list[View]:
     return views
 
 
-def loss_of(model: PreTrainedModel, *, checkpoint_activations: bool = False) -> Tensor:
-    batch = collate(some_views(), pad_id=0)._asdict()
-    nll, num_tokens = latent_nll(model, Feedback(), **batch, checkpoint_activations=checkpoint_activations)
+def loss_of(model: PreTrainedModel, options: PassOptions = NARROW, **changes: Any) -> Tensor:
+    nll, num_tokens = latent_nll(model, Feedback(), collate(some_views(), pad_id=0), replace(options, **changes))
     return nll / num_tokens
 
 
@@ -234,41 +240,35 @@ def tied_model(family: str) -> PreTrainedModel:
     return model
 
 
-def of_the_librarys_layers(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel) -> dict[str, Tensor]:
-    with monkeypatch.context() as context:
-        context.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 60)
-        context.setattr(products, "MIN_MULTIPLICATIONS", 1 << 60)
-        return gradients(model, loss_of(model))
+def of_the_librarys_layers(model: PreTrainedModel) -> dict[str, Tensor]:
+    return gradients(model, loss_of(model, PassOptions(fast=False)))
 
 
 @pytest.mark.parametrize("chunk", [1 << 25, 3 * VOCAB_SIZE], ids=["at-once", "in-chunks"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma", "gemma3_text"])
-def test_tied_embeddings_get_the_gradient_of_both_uses(
-    monkeypatch: pytest.MonkeyPatch, family: str, checkpoint_activations: bool, chunk: int
-) -> None:
-    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+def test_tied_embeddings_get_the_gradient_of_both_uses(family: str, checkpoint_activations: bool, chunk: int) -> None:
     model = tied_model(family)
-    expected = of_the_librarys_layers(monkeypatch, model)
-    monkeypatch.setattr(latent, "CHUNK_LOGITS", chunk)
+    expected = of_the_librarys_layers(model)
+    changes = {"checkpoint_activations": checkpoint_activations, "max_logits": chunk}
     for _ in range(2):
-        found = gradients(model, loss_of(model, checkpoint_activations=checkpoint_activations))
+        found = gradients(model, loss_of(model, STORE, **changes))
         assert_close(found, expected)
 
 
-def test_an_embedding_of_padding_gets_no_gradient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_of_padding_gets_no_gradient_of_its_own() -> None:
     model = tied_model("llama")
     model.get_input_embeddings().padding_idx = 5  # A token of the questions.
-    expected = of_the_librarys_layers(monkeypatch, model)
+    expected = of_the_librarys_layers(model)
     assert_close(gradients(model, loss_of(model)), expected)
     model.get_input_embeddings().padding_idx = None
     with pytest.raises(AssertionError, match="embed_tokens"):
         assert_close(gradients(model, loss_of(model)), expected)
 
 
-def test_tied_embeddings_in_bf16_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tied_embeddings_in_bf16_autocast() -> None:
     model = tied_model("gpt2")
-    exact = of_the_librarys_layers(monkeypatch, model)["transformer.wte.weight"]
+    exact = of_the_librarys_layers(model)["transformer.wte.weight"]
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(model)
     found = gradients(model, loss)["transformer.wte.weight"]
@@ -276,22 +276,19 @@ def test_tied_embeddings_in_bf16_autocast(monkeypatch: pytest.MonkeyPatch) -> No
     assert (found - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_tied_embeddings_whose_head_is_not_asked_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tied_embeddings_whose_head_is_not_asked_for_a_loss() -> None:
     model = tied_model("gpt2")
-    batch = collate(some_views(), pad_id=0)._asdict()
-    del batch["labels_BT"]
-    hidden = latent.read_columns(model, Feedback(), **batch).hidden_BTD
+    batch = collate(some_views(), pad_id=0)
+    hidden = hidden_states(model, Feedback(), batch, NARROW)
     found = gradients(model, hidden[:, -1].square().sum())
-    with monkeypatch.context() as context:
-        context.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 60)
-        hidden = latent.read_columns(model, Feedback(), **batch).hidden_BTD
+    hidden = hidden_states(model, Feedback(), batch, PassOptions(fast=False))
     assert_close(found, gradients(model, hidden[:, -1].square().sum()))
 
 
-def test_tied_embeddings_give_the_same_again_and_their_hooks_see_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tied_embeddings_give_the_same_again_and_their_hooks_see_one_gradient() -> None:
     model = tied_model("gpt2")
     name, weight = "transformer.wte.weight", model.transformer.wte.weight
-    expected = of_the_librarys_layers(monkeypatch, model)[name]
+    expected = of_the_librarys_layers(model)[name]
     loss = loss_of(model)
     torch.autograd.grad(loss, model.transformer.wpe.weight, retain_graph=True)  # Stops short of the gate.
     model.zero_grad()
@@ -306,12 +303,11 @@ def test_tied_embeddings_give_the_same_again_and_their_hooks_see_one_gradient(mo
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_graph_can_be_asked_again(monkeypatch: pytest.MonkeyPatch, family: str, checkpoint_activations: bool) -> None:
-    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
+def test_a_graph_can_be_asked_again(family: str, checkpoint_activations: bool) -> None:
     model = tied_model(family)
-    expected = of_the_librarys_layers(monkeypatch, model)
+    expected = of_the_librarys_layers(model)
     model.zero_grad()
-    loss = loss_of(model, checkpoint_activations=checkpoint_activations)
+    loss = loss_of(model, STORE, checkpoint_activations=checkpoint_activations)
     middle = next(parameter for name, parameter in model.named_parameters() if "mlp" in name)
     torch.autograd.grad(loss, middle, retain_graph=True)  # Not as far as the embeddings.
     loss.backward(retain_graph=True)
@@ -321,24 +317,24 @@ def test_a_graph_can_be_asked_again(monkeypatch: pytest.MonkeyPatch, family: str
 
 def test_what_a_failed_backward_has_left_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tied_model("gpt2")
-    expected = of_the_librarys_layers(monkeypatch, model)
+    expected = of_the_librarys_layers(model)
     loss = loss_of(model)
     failing = {"now": True}
-    add_to = layers._Rows.add_to
+    add_to = Rows.add_to
 
-    def fail_once(rows: layers._Rows, gradient: Tensor) -> None:
+    def fail_once(rows: Rows, gradient: Tensor) -> None:
         if failing.pop("now", False):
             raise RuntimeError("out of memory")
         add_to(rows, gradient)
 
-    monkeypatch.setattr(layers._Rows, "add_to", fail_once)
+    monkeypatch.setattr(Rows, "add_to", fail_once)
     with pytest.raises(RuntimeError, match="out of memory"):
         loss.backward(retain_graph=True)
     assert_close(gradients(model, loss), expected)
 
 
 def test_the_gradient_of_repeated_tokens_is_the_same_to_the_bit_on_two_threads() -> None:
-    rows = layers._Rows(padding_idx=None)
+    rows = Rows(padding_idx=None)
     torch.manual_seed(0)
     ids, given = torch.randint(0, 8, (4000,)), torch.randn(4000, 256)
     before = torch.get_num_threads()
@@ -357,22 +353,21 @@ def test_the_gradient_of_repeated_tokens_is_the_same_to_the_bit_on_two_threads()
 
 
 def test_a_model_without_layers_to_checkpoint_runs_its_passes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
     monkeypatch.setattr(layers, "GradientCheckpointingLayer", type(None))
     model = tied_model("gpt2")
-    expected = of_the_librarys_layers(monkeypatch, model)
+    expected = of_the_librarys_layers(model)
     runs: list[int] = []
     model.transformer.h[0].attn.register_forward_pre_hook(lambda *_: runs.append(1))
-    loss = loss_of(model, checkpoint_activations=True)
+    loss = loss_of(model, STORE, checkpoint_activations=True)
     num_passes = len(runs)
     assert_close(gradients(model, loss), expected)
     assert len(runs) == 2 * num_passes
 
 
-def test_frozen_tied_embeddings_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_tied_embeddings_get_none() -> None:
     model = tied_model("gpt2")
     model.transformer.wte.weight.requires_grad_(False)
-    expected = of_the_librarys_layers(monkeypatch, model)
+    expected = of_the_librarys_layers(model)
     found = gradients(model, loss_of(model))
     assert "transformer.wte.weight" not in found
     assert_close(found, expected)
@@ -392,7 +387,7 @@ def test_one_gradient_stands_for_tied_embeddings_and_head() -> None:
 
 def test_nothing_is_kept_when_backward_is_never_called() -> None:
     chain = Chain()
-    batch_layers = BatchLayers(chain)
+    batch_layers = batch_layers_of(chain)
     loss = read_in_passes(chain, batch_layers)
     factors = [weakref.ref(forward.factors) for _, forward in batch_layers.forwards]
     gc.disable()
@@ -405,7 +400,7 @@ def test_nothing_is_kept_when_backward_is_never_called() -> None:
 
 def test_nothing_is_kept_after_a_backward_that_stopped_short() -> None:
     chain = Chain()
-    batch_layers = BatchLayers(chain)
+    batch_layers = batch_layers_of(chain)
     input = torch.randn(2, 3, 4, requires_grad=True)
     with batch_layers.active():
         loss = chain(input).sum()
@@ -424,7 +419,7 @@ def test_a_model_is_as_before_when_the_block_ends_even_by_an_error() -> None:
     is_replaced: list[bool] = []
 
     def fail() -> None:
-        with BatchLayers(chain).active():
+        with batch_layers_of(chain).active():
             is_replaced.append("forward" in chain.first.__dict__)
             raise KeyError
 
@@ -437,7 +432,7 @@ def test_a_model_is_as_before_when_the_block_ends_even_by_an_error() -> None:
 def test_a_forward_that_somebody_else_has_replaced_stays() -> None:
     chain = Chain()
     chain.first.forward = lambda input: input.new_ones(*input.shape[:-1], 6)
-    with BatchLayers(chain).active():
+    with batch_layers_of(chain).active():
         assert torch.equal(chain.first(torch.zeros(1, 4)), torch.ones(1, 6))
     assert "forward" in chain.first.__dict__
 
@@ -455,7 +450,7 @@ def test_every_family_gives_the_same_logits_with_them(family: str) -> None:
     model: PreTrainedModel = build_tiny_model(family)
     input_ids = torch.arange(2, 14).view(2, 6)
     expected = model(input_ids=input_ids).logits
-    batch_layers = BatchLayers(model)
+    batch_layers = batch_layers_of(model)
     assert len(batch_layers.forwards) >= 8, "the family's linear layers must be among them"
     with batch_layers.active():
         found = model(input_ids=input_ids).logits

@@ -12,9 +12,10 @@ from coconut.data.curriculum import ViewPlan
 from coconut.data.views import IGNORED, MarkerIds, View, build_prompt, build_view
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import generate
-from coconut.model.latent import latent_nll, read_columns
-from coconut.model.parallel import copy_cache
+from coconut.model.latent import latent_nll
+from coconut.model.passes import PassOptions, copy_cache
 from tiny_models import FAMILIES, build_tiny_model
+from ways import hidden_states
 
 MARKERS = MarkerIds(60, 61, 62)
 
@@ -36,10 +37,8 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 def hidden(model: PreTrainedModel, batch: Batch, iterations: int, thought: str = "hidden[-1]") -> Tensor:
-    inputs = batch._asdict()
-    del inputs["labels_BT"]
     feedback = build_feedback(thought, model, parallel_iterations=iterations)
-    return read_columns(model, feedback, **inputs).hidden_BTD * batch.attention_mask_BT[:, :, None]
+    return hidden_states(model, feedback, batch, PassOptions()) * batch.attention_mask_BT[:, :, None]
 
 
 def slow_hidden(model: PreTrainedModel, view: View, iterations: int) -> Tensor:
@@ -60,10 +59,10 @@ def slow_hidden(model: PreTrainedModel, view: View, iterations: int) -> Tensor:
 def test_as_many_rounds_as_thoughts_are_the_sequential_result(
     tiny_lm: PreTrainedModel, num_latents: tuple[int, ...], markers: bool
 ) -> None:
-    batch = collate(make_views(num_latents, markers=markers), pad_id=0)._asdict()
-    expected, _ = latent_nll(tiny_lm, Feedback(), **batch)
+    batch = collate(make_views(num_latents, markers=markers), pad_id=0)
+    expected, _ = latent_nll(tiny_lm, Feedback(), batch)
     wanted = gradients(tiny_lm, expected)
-    found, _ = latent_nll(tiny_lm, Feedback(parallel_iterations=max(num_latents)), **batch)
+    found, _ = latent_nll(tiny_lm, Feedback(parallel_iterations=max(num_latents)), batch)
     assert abs((found - expected).item()) < 1e-5
     for name, gradient in gradients(tiny_lm, found).items():
         assert (gradient - wanted[name]).abs().max() < 1e-5 * max(1.0, wanted[name].abs().max().item()), name
@@ -137,10 +136,9 @@ def test_rows_that_are_not_aligned_give_the_same_numbers(tiny_lm: PreTrainedMode
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_generation_goes_on_from_the_same_thoughts(tiny_lm: PreTrainedModel, iterations: int) -> None:
     prompts = [build_prompt(question, plan=ViewPlan(0, 4), markers=MARKERS) for question in ([5, 9, 33], [7, 2])]
-    inputs = collate(prompts, pad_id=0)._asdict()
-    del inputs["labels_BT"]
+    batch = collate(prompts, pad_id=0)
     feedback = Feedback(parallel_iterations=iterations)
-    together = generate(tiny_lm, feedback, **inputs, eos_ids=[999], max_new_tokens=6)
+    together = generate(tiny_lm, feedback, batch, eos_ids=[999], max_new_tokens=6)
     for row, prompt in zip(together, prompts, strict=True):
         ids: list[int] = []
         with torch.no_grad():
@@ -171,11 +169,11 @@ def test_a_copied_cache_grows_alone(tiny_lm: PreTrainedModel) -> None:
 def test_running_passes_again_in_the_backward_pass_changes_no_gradient(
     tiny_lm: PreTrainedModel, iterations: int, thought: str
 ) -> None:
-    batch = collate(make_views((3, 1, 2)), pad_id=0)._asdict()
+    batch = collate(make_views((3, 1, 2)), pad_id=0)
     feedback = build_feedback(thought, tiny_lm, parallel_iterations=iterations)
-    kept, _ = latent_nll(tiny_lm, feedback, **batch)
+    kept, _ = latent_nll(tiny_lm, feedback, batch)
     wanted = gradients(tiny_lm, kept)
-    again, _ = latent_nll(tiny_lm, feedback, **batch, checkpoint_activations=True)
+    again, _ = latent_nll(tiny_lm, feedback, batch, PassOptions(checkpoint_activations=True))
     found = gradients(tiny_lm, again)
     assert abs((again - kept).item()) < 1e-5
     for name, gradient in wanted.items():

@@ -18,7 +18,7 @@ from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import encode_example, encode_question, find_unknown_word, tokenize_texts
-from coconut.data.examples import MARKERS, Example
+from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
@@ -65,7 +65,7 @@ class Reasoner:
         self.meta = meta
         iterations = meta.parallel_iterations
         self.feedback = feedback or build_feedback(meta.thought, model, parallel_iterations=iterations)
-        self.markers = MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS)))
+        self.markers = MarkerIds.of(tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -181,7 +181,7 @@ class Reasoner:
         texts = ["\n".join((example.question, *example.steps, example.answer)) for example in examples]
         self._warn_of_unknown_words([example.question for example in examples], texts)
         batch = collate(views, pad_id=int(self.tokenizer.pad_token_id or 0)).to(self.model.device)
-        return latent_nll(self.model, self.feedback, **batch._asdict())
+        return latent_nll(self.model, self.feedback, batch)
 
     def _check_fits(self, place: str, num_tokens: int, plan: ViewPlan) -> None:
         room = num_positions(self.model)

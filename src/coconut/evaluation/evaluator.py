@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
-from coconut.data.examples import Example
+from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer, same_answer
@@ -20,8 +20,7 @@ from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
-
-ANSWER_MARK = "###"
+from coconut.model.passes import PassOptions
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Evaluator:
     max_new_tokens: int
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    options: PassOptions = field(default_factory=PassOptions)
     num_oom_retries: int = 0
 
     @property
@@ -86,10 +86,16 @@ class Evaluator:
         # A position that the model does not have cannot be generated into.
         room = num_positions(self.model)
         limits = [max(0, min(self.max_new_tokens, room - len(prompt.input_ids))) for prompt in prompts]
-        inputs = collate(prompts, pad_id=self.pad_id).to(self.model.device)._asdict()
-        del inputs["labels_BT"]
+        batch = collate(prompts, pad_id=self.pad_id).to(self.model.device)
         with self.autocast():
-            return generate(self.model, self.feedback, **inputs, eos_ids=self.eos_ids, max_new_tokens=limits)
+            return generate(
+                self.model,
+                self.feedback,
+                batch,
+                eos_ids=self.eos_ids,
+                max_new_tokens=limits,
+                options=self.options,
+            )
 
     @torch.no_grad()
     def loss(self, dataset: EncodedSet) -> float:
@@ -101,7 +107,7 @@ class Evaluator:
         def score_batch(places: Sequence[int]) -> None:
             batch = collate([views[place] for place in places], pad_id=self.pad_id).to(self.model.device)
             with self.autocast():
-                nll, num_tokens = latent_nll(self.model, self.feedback, **batch._asdict())
+                nll, num_tokens = latent_nll(self.model, self.feedback, batch, self.options)
             sums.append((float(nll), num_tokens))
 
         self._in_batches(order, score_batch)

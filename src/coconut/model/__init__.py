@@ -1,1 +1,1 @@
-"""Tensors and modules: the mathematics of continuous thoughts. Knows no files of ours, no data sets, no stages."""
+"""Tensors and modules: the mathematics of continuous thoughts. This package knows no files, data sets or stages."""

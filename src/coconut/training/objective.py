@@ -1,19 +1,21 @@
 """The gradient of one update: the mean loss over every supervised token of all its micro-batches and processes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 from loguru import logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from coconut.data.collator import collate
 from coconut.data.views import View
+from coconut.devices import is_out_of_memory
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
+from coconut.model.passes import PassOptions
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Objective:
                 sums = self._accumulate_own(own, num_tokens)
                 break
             except RuntimeError as error:
-                if self.micro_batch == 1 or not should_reduce_batch_size(error):
+                if self.micro_batch == 1 or not is_out_of_memory(error):
                     raise
             # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
             self._halve(min(self.micro_batch, len(own)))
@@ -79,12 +81,8 @@ class Objective:
             batch = collate(ordered[start : start + self.micro_batch], pad_id=self.pad_id)
             counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
             with self.accelerator.autocast():
-                nll, _ = latent_nll(
-                    self.model,
-                    self.feedback,
-                    **batch.to(device)._asdict(),
-                    checkpoint_activations=self.checkpoint_activations,
-                )
+                options = PassOptions(checkpoint_activations=self.checkpoint_activations)
+                nll, _ = latent_nll(self.model, self.feedback, batch.to(device), options)
             self.accelerator.backward(nll / max(1, num_tokens))
             sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
             sums[0] += nll.detach()
@@ -98,29 +96,34 @@ class Objective:
         logger.warning("out of memory with {} rows; redoing the update with {} at a time", num_rows, self.micro_batch)
 
     def _sum_over_processes(self, parameters: Mapping[str, nn.Parameter], sums: Tensor) -> None:
-        """Add up what the processes hold; in one process there is nothing to add."""
+        """Add up what the processes hold; in one process there is nothing to add.
+
+        A parameter that no process's rows reach keeps no gradient, as in one process: AdamW would decay it
+        for a gradient of zeros.
+        """
         if self.accelerator.num_processes == 1:
             return
-        for parameter in parameters.values():
-            # A process whose rows do not reach a parameter still takes part in the sum.
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
-        sums.copy_(self.accelerator.reduce(sums, reduction="sum"))
+        reached = [float(parameter.grad is not None) for parameter in parameters.values()]
+        totals = self.accelerator.reduce(torch.cat([sums, sums.new_tensor(reached)]), reduction="sum")
+        sums.copy_(totals[: len(sums)])
+        for parameter, num_reached in zip(parameters.values(), totals[len(sums) :].tolist(), strict=True):
+            if num_reached:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
 
 
-def check_finite(
-    cost: Cost, grad_norm: float, *, entry_name: str, epoch: int, update: int, rows: Sequence[int]
-) -> None:
+def check_finite(cost: Cost, grad_norm: float, *, place: str) -> None:
     """Stop before an update that would spoil the weights.
 
+    Args:
+        place: entry, epoch, update and rows, for the message.
+
     Raises:
-        ValueError: naming epoch, update and rows, and saying what to try.
+        ValueError: naming the place, and saying what to try.
     """
-    if torch.isfinite(torch.tensor([cost.nll, grad_norm])).all():
-        return
-    shown = ", ".join(map(str, rows[:16])) + (", ..." if len(rows) > 16 else "")
-    raise ValueError(
-        f"curriculum.{entry_name}: loss {cost.loss:g}, gradient norm {grad_norm:g} in epoch {epoch + 1}, update"
-        f" {update + 1}, rows {shown}; wanted finite numbers. Nothing was updated, the last good state is kept;"
-        " try a lower lr, more train.warmup_updates, a train.max_grad_norm, or precision fp32"
-    )
+    if not math.isfinite(cost.nll) or not math.isfinite(grad_norm):
+        raise ValueError(
+            f"{place}: loss {cost.loss:g}, gradient norm {grad_norm:g}, wanted finite numbers; nothing was updated and"
+            " the last good state is kept. Try a lower lr, more train.warmup_updates, a train.max_grad_norm, or"
+            " precision fp32"
+        )

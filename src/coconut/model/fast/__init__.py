@@ -1,1 +1,1 @@
-"""The fast path: the same numbers, less work."""
+"""The fast path: the same numbers as `coconut.model.passes` but for rounding, with less work and memory."""

@@ -11,36 +11,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MIN_MULTIPLICATIONS = 1 << 22
-"""Smaller products are done before oneDNN has found its kernel."""
+from coconut.model.fast.thresholds import Thresholds
+
+_MIN_MULTIPLICATIONS = Thresholds().min_multiplications
 
 
-def linear(input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(
+    input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, min_multiplications: int = _MIN_MULTIPLICATIONS
+) -> Tensor:
     """Multiply like `torch.nn.functional.linear` in any strides; inside autograd functions this is the fast one.
 
-    In float32 torch takes MKL, which on processors that are not Intel's leaves half of their width
-    unused: 100 against 210 GFLOP/s on one core of an AMD EPYC with AVX-512.
+    In float32 torch takes MKL, which on processors that are not Intel's leaves half of their vector width unused:
+    100 against 210 GFLOP/s on one core of an AMD EPYC with AVX-512.
     """
-    if not torch.is_grad_enabled() and prefers_onednn(input, weight_OI.shape[0]):
+    if not torch.is_grad_enabled() and prefers_onednn(input, weight_OI.shape[0], min_multiplications):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight_OI, bias_O, "none", [], "")
         return product
     return functional.linear(input, weight_OI, bias_O)
 
 
-def prefers_onednn(input: Tensor, num_outputs: int) -> bool:
-    """Whether oneDNN multiplies this faster than what torch would take."""
+def prefers_onednn(input: Tensor, num_outputs: int, min_multiplications: int = _MIN_MULTIPLICATIONS) -> bool:
+    """Say whether oneDNN multiplies this faster than the library that torch would take."""
     return (
         input.dtype == torch.float32
-        and input.numel() * num_outputs >= MIN_MULTIPLICATIONS
+        and input.numel() * num_outputs >= min_multiplications
         and input.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and _is_foreign_to_mkl()
+        and is_foreign_to_mkl()
     )
 
 
 @functools.cache
-def _is_foreign_to_mkl() -> bool:
-    """Whether this is an x86 processor of another maker than MKL's."""
+def is_foreign_to_mkl() -> bool:
+    """Say whether this is an x86 processor of another maker than MKL's."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     info = Path("/proc/cpuinfo")

@@ -3,6 +3,8 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,52 +13,54 @@ from transformers import PreTrainedModel
 
 import oracle
 from coconut.data.collator import Batch, collate
-from coconut.model.fast import columns, layers, products
-from coconut.model.fast.columns import ColumnStore, can_store
+from coconut.model.choice import open_passes
+from coconut.model.fast.attention import LayerColumns
+from coconut.model.fast.passes import can_store
+from coconut.model.fast.store import ColumnStore, CurrentPass
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, read_columns
+from coconut.model.passes import PassOptions
 from test_latent import gradients, make_views
 from tiny_models import FAMILIES, build_tiny_model
+from ways import STORE, WAYS
 
 
-@pytest.fixture(autouse=True, params=[12, 1024], ids=["torch-kernel", "own-attention"])
-def _large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the path of large models; passes of several columns through torch's kernel and through ours."""
-    monkeypatch.setattr(columns, "MIN_WIDTH", 0)
-    monkeypatch.setattr(columns, "MIN_PACKED_WORK", 0)
-    monkeypatch.setattr(columns, "MAX_SCORES", request.param)
-    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 0)
-    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
+@pytest.fixture(params=["store, torch's kernel", "store, own attention"])
+def options(request: pytest.FixtureRequest) -> PassOptions:
+    """Passes of several columns through torch's kernel and through ours."""
+    return WAYS[request.param]
 
 
 @pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["weakref.ref[ColumnStore]"]]:
+def stores() -> Iterator[list["weakref.ref[ColumnStore]"]]:
     """Of the stores that were made; the garbage collector does not run, so a cycle is a leak."""
     made: list[weakref.ref[ColumnStore]] = []
+    begin = ColumnStore.begin
 
-    class Watched(ColumnStore):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-            made.append(weakref.ref(self))
+    def watched(store: ColumnStore, start: int, stop: int) -> CurrentPass:
+        if start == 0:
+            made.append(weakref.ref(store))
+        return begin(store, start, stop)
 
-    monkeypatch.setattr("coconut.model.latent.ColumnStore", Watched)
+    ColumnStore.begin = watched
     gc.collect()
     gc.disable()
     yield made
     gc.enable()
+    ColumnStore.begin = begin
 
 
 def buffers_alive() -> int:
-    return sum(isinstance(thing, columns._LayerColumns) for thing in gc.get_objects())
+    return sum(isinstance(thing, LayerColumns) for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_equals_full_recomputation(family: str) -> None:
+def test_every_family_equals_full_recomputation(family: str, options: PassOptions) -> None:
     model = build_tiny_model(family)
     views = make_views((3, 0, 2, 3), seed=4)
     slow, num_tokens = oracle.nll(model, views)
     expected = gradients(model, slow / num_tokens)
-    fast, _ = latent_nll(model, Feedback(), **collate(views, pad_id=0)._asdict())
+    fast, _ = latent_nll(model, Feedback(), collate(views, pad_id=0), options)
     found = gradients(model, fast / num_tokens)
     assert abs((fast - slow).item()) / num_tokens < 1e-6
     assert found.keys() == expected.keys()
@@ -66,29 +70,29 @@ def test_every_family_equals_full_recomputation(family: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
 def test_every_family_but_the_one_with_capped_scores_uses_the_store(family: str) -> None:
-    assert can_store(build_tiny_model(family), 100)
+    assert can_store(build_tiny_model(family), 100, STORE)
 
 
-def test_a_sequence_that_leaves_the_sliding_window_uses_the_librarys_cache() -> None:
+def test_a_sequence_that_leaves_the_sliding_window_uses_the_librarys_cache(options: PassOptions) -> None:
     model = build_tiny_model("mistral", sliding_window=8)
-    assert (can_store(model, 7), can_store(model, 8)) == (True, False)
+    assert (can_store(model, 7, STORE), can_store(model, 8, STORE)) == (True, False)
     views = make_views((3, 0, 2), seed=4)
     slow, _ = oracle.nll(model, views)
-    fast, _ = latent_nll(model, Feedback(), **collate(views, pad_id=0)._asdict())
+    fast, _ = latent_nll(model, Feedback(), collate(views, pad_id=0), options)
     assert abs((fast - slow).item()) < 1e-4
 
 
 def test_other_attention_than_the_default_uses_the_librarys_cache(tiny_gpt2: PreTrainedModel) -> None:
     tiny_gpt2.set_attn_implementation("eager")
-    assert not can_store(tiny_gpt2, 8)
+    assert not can_store(tiny_gpt2, 8, STORE)
 
 
-def read(model: PreTrainedModel, batch: Batch, **options: bool) -> Tensor:
-    nll, _ = latent_nll(model, Feedback(), **batch._asdict(), **options)
+def read(model: PreTrainedModel, batch: Batch, options: PassOptions, **changes: Any) -> Tensor:
+    nll, _ = latent_nll(model, Feedback(), batch, replace(options, **changes))
     return nll
 
 
-def test_the_config_is_as_before_even_after_an_error(tiny_gpt2: PreTrainedModel) -> None:
+def test_the_config_is_as_before_even_after_an_error(tiny_gpt2: PreTrainedModel, options: PassOptions) -> None:
     batch = collate(make_views((2, 1)), pad_id=0)
 
     def fail(*_: object) -> None:
@@ -96,15 +100,17 @@ def test_the_config_is_as_before_even_after_an_error(tiny_gpt2: PreTrainedModel)
 
     handle = tiny_gpt2.transformer.h[1].register_forward_pre_hook(fail)
     with pytest.raises(KeyError):
-        read(tiny_gpt2, batch)
+        read(tiny_gpt2, batch, options)
     handle.remove()
     assert tiny_gpt2.config._attn_implementation == "sdpa"
-    assert torch.isfinite(read(tiny_gpt2, batch))
+    assert torch.isfinite(read(tiny_gpt2, batch, options))
 
 
-def test_a_second_backward_through_the_same_graph_gives_the_same_again(tiny_lm: PreTrainedModel) -> None:
+def test_a_second_backward_through_the_same_graph_gives_the_same_again(
+    tiny_lm: PreTrainedModel, options: PassOptions
+) -> None:
     batch = collate(make_views((3, 1, 2)), pad_id=0)
-    nll = read(tiny_lm, batch)
+    nll = read(tiny_lm, batch, options)
     tiny_lm.zero_grad()
     nll.backward(retain_graph=True)
     first = {name: p.grad.clone() for name, p in tiny_lm.named_parameters() if p.grad is not None}
@@ -112,12 +118,14 @@ def test_a_second_backward_through_the_same_graph_gives_the_same_again(tiny_lm: 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_backward_that_stopped_on_the_way_leaves_nothing_behind(tiny_lm: PreTrainedModel) -> None:
+def test_a_backward_that_stopped_on_the_way_leaves_nothing_behind(
+    tiny_lm: PreTrainedModel, options: PassOptions
+) -> None:
     batch = collate(make_views((3, 1, 2)), pad_id=0)
-    expected = gradients(tiny_lm, read(tiny_lm, batch))
+    expected = gradients(tiny_lm, read(tiny_lm, batch, options))
     seen: list[Tensor] = []
     handle = tiny_lm.base_model.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
-    nll = read(tiny_lm, batch)
+    nll = read(tiny_lm, batch, options)
     handle.remove()
     torch.autograd.grad(nll, seen[2], retain_graph=True)
     found = gradients(tiny_lm, nll)
@@ -125,22 +133,23 @@ def test_a_backward_that_stopped_on_the_way_leaves_nothing_behind(tiny_lm: PreTr
         assert (found[name] - gradient).abs().max() < 1e-5, name
 
 
-def test_thoughts_that_are_cut_loose_pass_no_gradient_but_their_keys_do(tiny_lm: PreTrainedModel) -> None:
+def test_thoughts_that_are_cut_loose_pass_no_gradient_but_their_keys_do(
+    tiny_lm: PreTrainedModel, options: PassOptions
+) -> None:
     class Detached(Feedback):
         def forward(self, output, input_BD):  # type: ignore[no-untyped-def]
             return super().forward(output, input_BD).detach()
 
     batch = collate(make_views((3, 3)), pad_id=0)
-    nll, _ = latent_nll(tiny_lm, Detached(), **batch._asdict())
+    nll, _ = latent_nll(tiny_lm, Detached(), batch, options)
     found = gradients(tiny_lm, nll)
-    columns.MIN_WIDTH = 1 << 30
-    nll, _ = latent_nll(tiny_lm, Detached(), **batch._asdict())
+    nll, _ = latent_nll(tiny_lm, Detached(), batch, PassOptions(fast=False))
     expected = gradients(tiny_lm, nll)
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
 
 
-def test_gradients_with_dropout_are_those_of_the_same_function(tiny_lm: PreTrainedModel) -> None:
+def test_gradients_with_dropout_are_those_of_the_same_function(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     """Central differences along a random direction, with the same draws each time; the loss is a float32 sum."""
     model = tiny_lm.double()
     for module in model.modules():
@@ -153,7 +162,7 @@ def test_gradients_with_dropout_are_those_of_the_same_function(tiny_lm: PreTrain
 
     def loss() -> Tensor:
         torch.manual_seed(5)
-        return read(model, batch)
+        return read(model, batch, options)
 
     found = gradients(model, loss())
     generator = torch.Generator().manual_seed(0)
@@ -181,29 +190,24 @@ def test_gradients_with_dropout_are_those_of_the_same_function(tiny_lm: PreTrain
 
 
 def test_bf16_autocast_is_as_close_to_float32_as_the_librarys_cache(
-    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    tiny_lm: PreTrainedModel, options: PassOptions
 ) -> None:
     batch = collate(make_views((3, 1, 2)), pad_id=0)
-    exact = gradients(tiny_lm, read(tiny_lm, batch))
+    exact = gradients(tiny_lm, read(tiny_lm, batch, options))
 
-    def errors() -> float:
+    def errors(way: PassOptions) -> float:
         with torch.autocast("cpu", torch.bfloat16):
-            nll = read(tiny_lm, batch)
+            nll = read(tiny_lm, batch, way)
         found = gradients(tiny_lm, nll)
         return sum((found[name] - exact[name]).norm().item() ** 2 for name in exact) ** 0.5
 
-    ours = errors()
-    monkeypatch.setattr(columns, "MIN_WIDTH", 1 << 30)
-    monkeypatch.setattr(layers, "MIN_WEIGHT_ELEMENTS", 1 << 30)
-    assert ours < 1.5 * errors()
+    assert errors(options) < 1.5 * errors(PassOptions(fast=False))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("min_width", [0, 1 << 30], ids=["store", "library"])
-def test_checkpointed_activations_give_the_same_gradients(
-    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, dropout: float, min_width: int
-) -> None:
-    monkeypatch.setattr(columns, "MIN_WIDTH", min_width)
+@pytest.mark.parametrize("way", WAYS)
+def test_checkpointed_activations_give_the_same_gradients(tiny_lm: PreTrainedModel, dropout: float, way: str) -> None:
+    options = WAYS[way]
     for module in tiny_lm.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -212,7 +216,7 @@ def test_checkpointed_activations_give_the_same_gradients(
 
     def run(checkpoint_activations: bool) -> tuple[float, dict[str, Tensor]]:
         torch.manual_seed(7)
-        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        nll = read(tiny_lm, batch, options, checkpoint_activations=checkpoint_activations)
         return nll.item(), gradients(tiny_lm, nll)
 
     expected, wanted = run(False)
@@ -222,24 +226,28 @@ def test_checkpointed_activations_give_the_same_gradients(
         assert (got[name] - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
 
 
-def test_checkpointed_activations_run_every_pass_again_but_those_of_one_column(tiny_gpt2: PreTrainedModel) -> None:
+def test_checkpointed_activations_run_every_pass_again_but_those_of_one_column(
+    tiny_gpt2: PreTrainedModel, options: PassOptions
+) -> None:
     passes: list[int] = []
     tiny_gpt2.transformer.h[0].attn.register_forward_pre_hook(lambda *_: passes.append(1))
-    nll = read(tiny_gpt2, collate(make_views((3, 3)), pad_id=0), checkpoint_activations=True)
+    nll = read(tiny_gpt2, collate(make_views((3, 3)), pad_id=0), options, checkpoint_activations=True)
     assert len(passes) == 4
     nll.backward()
     assert len(passes) == 6
 
 
-def test_a_batch_leaves_nothing_behind(tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"]) -> None:
+def test_a_batch_leaves_nothing_behind(
+    tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"], options: PassOptions
+) -> None:
     batch = collate(make_views((3, 1, 2)), pad_id=0)
     before = buffers_alive()
     for checkpoint_activations in (False, True):
-        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        nll = read(tiny_lm, batch, options, checkpoint_activations=checkpoint_activations)
         nll.backward()
         del nll
-        read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)  # No backward.
-        nll = read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        read(tiny_lm, batch, options, checkpoint_activations=checkpoint_activations)  # No backward.
+        nll = read(tiny_lm, batch, options, checkpoint_activations=checkpoint_activations)
         torch.autograd.grad(nll, tiny_lm.get_output_embeddings().weight, retain_graph=True)  # Half a backward.
         del nll
     assert len(stores) == 6
@@ -249,7 +257,10 @@ def test_a_batch_leaves_nothing_behind(tiny_lm: PreTrainedModel, stores: list["w
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
 def test_a_pass_that_fails_leaves_nothing_behind(
-    tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"], checkpoint_activations: bool
+    tiny_lm: PreTrainedModel,
+    stores: list["weakref.ref[ColumnStore]"],
+    checkpoint_activations: bool,
+    options: PassOptions,
 ) -> None:
     batch = collate(make_views((3, 1, 2)), pad_id=0)
     before = buffers_alive()
@@ -263,19 +274,19 @@ def test_a_pass_that_fails_leaves_nothing_behind(
     mlp = next(module for name, module in tiny_lm.named_modules() if name.endswith("mlp"))
     hook = mlp.register_forward_pre_hook(run_out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
-        read(tiny_lm, batch, checkpoint_activations=checkpoint_activations)
+        read(tiny_lm, batch, options, checkpoint_activations=checkpoint_activations)
     hook.remove()
     gc.collect()
     assert [reference() for reference in stores] == [None]
     assert buffers_alive() == before
 
 
-def test_selected_rows_read_on_as_if_alone(tiny_lm: PreTrainedModel) -> None:
+def test_selected_rows_read_on_as_if_alone(tiny_lm: PreTrainedModel, options: PassOptions) -> None:
     batch = collate(make_views((2, 2, 2)), pad_id=0)
-    inputs = {key: value for key, value in batch._asdict().items() if key != "labels_BT"}
+    passes = open_passes(tiny_lm, batch, Feedback(), options, num_further_columns=1)
     with torch.no_grad():
-        reading = read_columns(tiny_lm, Feedback(), **inputs, num_further_columns=1)
-        reading.cache.batch_select_indices(torch.tensor([2, 0]))
-    assert isinstance(reading.cache, ColumnStore)
-    assert reading.cache.layers_read[1].keys_BKCd.shape[0] == 2
-    assert torch.equal(reading.cache.is_real_BC[:, :-1], batch.attention_mask_BT[[2, 0]].bool())
+        read_columns(passes, Feedback(), batch)
+        passes.select(torch.tensor([2, 0]))
+    assert isinstance(passes.cache, ColumnStore)
+    assert passes.cache.layers_read[1].keys_BKCd.shape[0] == 2
+    assert torch.equal(passes.cache.is_real_BC[:, :-1], batch.attention_mask_BT[[2, 0]].bool())

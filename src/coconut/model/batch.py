@@ -1,0 +1,30 @@
+"""What the mathematics needs of a padded batch. Legend: B rows, T columns."""
+
+# ruff: noqa: N802 - shape suffixes, of what would be fields if protocols had read-only ones.
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Batch(Protocol):
+    """Tensors of one shape, B x T; `coconut.data.collator.Batch` is one."""
+
+    @property
+    def input_ids_BT(self) -> Tensor: ...
+
+    @property
+    def attention_mask_BT(self) -> Tensor:
+        """1 where a column holds something, 0 on padding."""
+
+    @property
+    def position_ids_BT(self) -> Tensor:
+        """Counted per row, from 0 at the row's first real column."""
+
+    @property
+    def is_latent_BT(self) -> Tensor:
+        """Where the input embedding is a vector that is fed back."""
+
+    @property
+    def labels_BT(self) -> Tensor:
+        """Ids of the supervised tokens; `latent.IGNORED` elsewhere."""

@@ -1,0 +1,34 @@
+"""Which way a batch is read: the fast path where it is allowed and gains, the plain one elsewhere."""
+
+from transformers import PreTrainedModel
+
+from coconut.model.batch import Batch
+from coconut.model.fast.passes import LayerPasses, StorePasses, can_store
+from coconut.model.feedback import Feedback
+from coconut.model.passes import PassOptions, PlainPasses
+
+
+def open_passes(
+    model: PreTrainedModel,
+    batch: Batch,
+    feedback: Feedback,
+    options: PassOptions,
+    *,
+    num_further_columns: int = 0,
+) -> PlainPasses:
+    """Make the passes over a batch.
+
+    * Plain: where `options.fast` is off.
+    * Our layers on the library's cache: for narrow models, for attention that the key-value store does not
+      compute, and for Jacobi iteration, which reads columns several times.
+    * Our layers on the key-value store: everywhere else.
+
+    Args:
+        num_further_columns: room for tokens that are decoded after the batch.
+    """
+    num_columns = batch.input_ids_BT.shape[1] + num_further_columns
+    kind: type[PlainPasses] = PlainPasses
+    if options.fast:
+        reads_once = not feedback.parallel_iterations or not bool(batch.is_latent_BT.any())
+        kind = StorePasses if reads_once and can_store(model, num_columns, options) else LayerPasses
+    return kind(model, batch, options, all_layers=feedback.needs_all_layers, num_further_columns=num_further_columns)

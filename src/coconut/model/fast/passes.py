@@ -1,0 +1,82 @@
+"""The fast ways to read a pass: our layers on the library's cache, and our layers on the key-value store.
+
+Legend: B rows, T columns, S columns of a pass, C columns there is room for, D hidden.
+"""
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from coconut.model.fast.layers import BatchLayers, checkpointable_blocks
+from coconut.model.fast.store import ColumnStore
+from coconut.model.passes import PassOptions, PlainPasses
+
+
+class LayerPasses(PlainPasses):
+    """Passes through `BatchLayers`, on the library's cache."""
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        saves_memory = self.options.checkpoint_activations
+        self.layers = BatchLayers(model, saves_memory=saves_memory, thresholds=self.options.thresholds)
+
+    def _layers(self) -> AbstractContextManager[None]:
+        return self.layers.active()
+
+
+class StorePasses(LayerPasses):
+    """Passes through `BatchLayers`, on the key-value store."""
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        width = model.get_input_embeddings().weight.shape[1]
+        self.cache = ColumnStore(self.mask_BC.bool(), width=width, thresholds=self.options.thresholds)
+
+    def fork(self) -> "PlainPasses":
+        """Raise: the store is written in place, so nothing can read on from a copy of it."""
+        raise NotImplementedError("the key-value store cannot be forked; Jacobi iteration takes LayerPasses")
+
+    def close(self) -> None:
+        """Release the links between passes; checkpoints would hold the graph through them."""
+        self.cache.seal()
+
+    def _run(self, embeds_BSD: Tensor, position_ids_BS: Tensor, columns: slice) -> BaseModelOutput:
+        store: ColumnStore = self.cache
+        current = store.begin(columns.start, columns.stop)
+        attended = partial(store.attended_by, self.model, current)
+        # A pass of one column keeps all: the weights' gradients need most of it, and running it again costs most.
+        recomputes = self.options.checkpoint_activations and torch.is_grad_enabled() and embeds_BSD.shape[1] > 1
+        with self.layers.active(recompute_in=attended if recomputes else None), attended():
+            output: BaseModelOutput = self.model.base_model(
+                inputs_embeds=store.pack(embeds_BSD, current),
+                position_ids=store.pack(position_ids_BS, current),
+                past_key_values=store,
+                use_cache=True,
+                output_hidden_states=self.all_layers,
+                column_store=store,
+            )
+        output.last_hidden_state = store.unpack(output.last_hidden_state, current)
+        if self.all_layers:
+            output.hidden_states = tuple(store.unpack(hidden, current) for hidden in output.hidden_states)
+        return output
+
+
+def can_store(model: PreTrainedModel, num_columns: int, options: PassOptions) -> bool:
+    """Say whether the store computes every attention layer of this model, and the model is wide enough to gain."""
+    config = model.base_model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    return (
+        config._attn_implementation == "sdpa"
+        and model.get_input_embeddings().weight.shape[1] >= options.thresholds.min_width
+        and kinds <= {"full_attention", "sliding_attention"}
+        and (window is None or num_columns < window)
+        and getattr(config, "attention_chunk_size", None) is None
+        # Where no layer can be run again by itself, whole passes are, which needs a cache that can be copied.
+        and (not options.checkpoint_activations or bool(checkpointable_blocks(model)))
+    )

@@ -1,0 +1,145 @@
+"""Reading a batch pass by pass: the model's own layers on the library's key-value cache.
+
+A pass is a run of the decoder body over the next columns of a batch, on top of the cache of all columns before
+them. `model/latent.py` decides where a pass ends. This is the plain way to read one, and the reference for
+`model/fast`, which gives the same numbers with less work; `open_passes` in `model/choice.py` chooses.
+
+Legend: B rows, T columns of the batch, S columns of a pass, C columns of the batch and of the tokens decoded after
+it, D hidden, V vocabulary.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from coconut.model.batch import Batch
+from coconut.model.fast.thresholds import Thresholds
+from coconut.model.head import output_logits
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How batches are read. No value changes a result by more than float rounding."""
+
+    fast: bool = True
+    """Whether the fast path may be used."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each layer (or pass), and compute the rest again in the backward pass."""
+    max_logits: int = 1 << 25
+    """Logits (tokens x V) that exist at once while the loss is computed: 128 MB in float32."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+class PlainPasses:
+    """The passes over one batch.
+
+    Args:
+        all_layers: return the hidden states of every layer, which some forms of thought read.
+        num_further_columns: room for tokens that are decoded after the batch.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        options: PassOptions,
+        *,
+        all_layers: bool = False,
+        num_further_columns: int = 0,
+    ) -> None:
+        self.model, self.options, self.all_layers = model, options, all_layers
+        self.cache: Cache = DynamicCache(config=model.config)
+        self.num_read = 0
+        """Columns read so far."""
+        self.mask_BC = functional.pad(batch.attention_mask_BT, (0, num_further_columns), value=1)
+        self.position_ids_BT = batch.position_ids_BT
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up the input embeddings of token ids, ... -> ... x D."""
+        with self._layers():
+            embeds: Tensor = self.model.get_input_embeddings()(ids)
+        return embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the output head to hidden states after the final norm, ... x D -> ... x V."""
+        with self._layers():
+            return output_logits(self.model, hidden)
+
+    def read(self, embeds_BSD: Tensor, position_ids_BS: Tensor | None = None) -> BaseModelOutput:
+        """Run the decoder body over the next S columns; the cache grows by S.
+
+        `use_cache=True` is passed and checked, because a model's config or gradient checkpointing may silently
+        drop the cache, and then every thought after the first would be wrong.
+
+        Args:
+            position_ids_BS: needed for columns after the batch's own.
+        """
+        columns = slice(self.num_read, self.num_read + embeds_BSD.shape[1])
+        if position_ids_BS is None:
+            position_ids_BS = self.position_ids_BT[:, columns]
+        output = self._run(embeds_BSD, position_ids_BS, columns)
+        assert self.cache.get_seq_length() == columns.stop, "the model dropped the key-value cache"
+        self.num_read = columns.stop
+        return output
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the cache; decoding goes on with them."""
+        self.cache.batch_select_indices(rows)
+        self.mask_BC = self.mask_BC[rows]
+
+    def fork(self) -> "PlainPasses":
+        """Return passes that read on from here without changing these."""
+        twin = copy.copy(self)
+        twin.cache = copy_cache(self.cache)
+        return twin
+
+    def close(self) -> None:
+        """Declare that no further pass will be read with gradients."""
+
+    def _layers(self) -> AbstractContextManager[None]:
+        """Return the context in which the model's layers run."""
+        return nullcontext()
+
+    def _run(self, embeds_BSD: Tensor, position_ids_BS: Tensor, columns: slice) -> BaseModelOutput:
+        run = partial(self._run_body, attention_mask=self.mask_BC[:, : columns.stop], position_ids=position_ids_BS)
+        if not (self.options.checkpoint_activations and torch.is_grad_enabled()):
+            return run(embeds_BSD, self.cache)
+        # The cache would grow once more when the pass runs again, so each run grows a copy.
+        output, grown = checkpoint(_run_on_copy, run, embeds_BSD, copy_cache(self.cache), use_reentrant=False)
+        self.cache.layers = grown.layers
+        return output
+
+    def _run_body(self, embeds_BSD: Tensor, cache: Cache, **inputs: Any) -> BaseModelOutput:
+        with self._layers():
+            output: BaseModelOutput = self.model.base_model(
+                inputs_embeds=embeds_BSD,
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=self.all_layers,
+                **inputs,
+            )
+        return output
+
+
+def _run_on_copy(
+    run: Callable[[Tensor, Cache], BaseModelOutput], embeds_BSD: Tensor, cache: Cache
+) -> tuple[BaseModelOutput, Cache]:
+    twin = copy_cache(cache)
+    return run(embeds_BSD, twin), twin
+
+
+def copy_cache(cache: Cache) -> Cache:
+    """Return a cache that can grow without growing the original; neither writes into the tensors that they share."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
