@@ -1,6 +1,5 @@
 """Pipeline stage `base`: the model every curriculum starts from, with the markers in its vocabulary."""
 
-import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
-    gc.disable()  # As in train.py.
 
 from coconut.checkpoints.origin import prepare_base
 from coconut.config.params import load_params
@@ -34,6 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
     run_stage(main, "base", inputs=inputs)

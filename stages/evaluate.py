@@ -1,7 +1,6 @@
 """Pipeline stage evaluate@ENTRY: outputs/ENTRY/checkpoint -> outputs/ENTRY/{metrics.json, predictions.jsonl}."""
 
 import argparse
-import gc
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
-    gc.disable()  # As in train.py.
 
 from coconut.config.params import load_params
 from coconut.config.schema import BASE
@@ -25,8 +23,6 @@ def main(entry_name: str) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # What was imported stays, and need not be looked at again.
-    gc.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml, or base")
     entry_name = parser.parse_args().entry

@@ -1,7 +1,6 @@
 """Pipeline stage train@ENTRY: the parent's checkpoint -> outputs/ENTRY/{checkpoint, history.csv, train.json}."""
 
 import argparse
-import gc
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
-    gc.disable()  # A quarter of the imports' time would go into looking for garbage where there is none.
 
 from coconut.config.params import load_params
 from coconut.pipeline.inputs import StageInputs
@@ -26,8 +24,6 @@ def main(entry_name: str, inputs: StageInputs | None = None) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # What was imported stays, and need not be looked at again.
-    gc.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", help="a key of `curriculum` in params.yaml")
     entry_name = parser.parse_args().entry

@@ -66,15 +66,8 @@ def overnight(
     outputs/partial-report.
     """
     from coconut.pipeline.overnight import run
-    from coconut.report.terminal import run_report
 
-    def run_and_report() -> int:
-        exit_code = run(_ROOT, targets or [], num_tries=tries, pause_s=pause_s)
-        if exit_code != 0:
-            _guarded(run_report)
-        return exit_code
-
-    _end_with(run_and_report)
+    _end_with(lambda: run(_ROOT, targets or [], num_tries=tries, pause_s=pause_s))
 
 
 @app.command()

@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from coconut.config.strict import read_yaml
 
-# The same loader in C, where PyYAML has it: every stage reads these files several times.
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEMPLATE = re.compile(r"\$\{([^}]*)\}")
-# What YAML 1.2 (DVC) reads as a number and YAML 1.1 (PyYAML) as text: `1e-05`, which DVC itself writes.
-_NUMBER_READ_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _KNOWN_KEYS = {"desc", "cmd", "deps", "params", "outs", "metrics", "plots", "meta", "frozen", "always_changed"}
 
 
@@ -36,9 +32,9 @@ def read_pipeline(root: Path | str = ".") -> dict[str, Stage]:
     never a guess: a dependency that is overlooked would be missing from the fingerprint.
     """
     root = Path(root)
-    params = read_yaml(root / "params.yaml")
+    params = read_mapping(root / "params.yaml")
     stages = {}
-    for name, body in read_yaml(root / "dvc.yaml")["stages"].items():
+    for name, body in _section(read_mapping(root / "dvc.yaml"), "stages").items():
         if "foreach" not in body:
             stages[name] = _parse_stage(name, body, params)
             continue
@@ -47,7 +43,7 @@ def read_pipeline(root: Path | str = ".") -> dict[str, Stage]:
             raise ValueError(f"dvc.yaml: {name}.foreach: found {body['foreach']!r}, wanted a mapping of params.yaml")
         for key, item in items.items():
             scope = {**params, "key": key, "item": item}
-            stages[f"{name}@{key}"] = _parse_stage(f"{name}@{key}", body["do"], scope)
+            stages[f"{name}@{key}"] = _parse_stage(f"{name}@{key}", body.get("do") or {}, scope)
     return stages
 
 
@@ -67,7 +63,7 @@ def lookup(tree: Any, dotted_key: str) -> Any:
 def canonical(value: Any) -> str:
     """Text that is equal for equal values, however they are written in YAML.
 
-    >>> canonical({"lr": 0.0001, "b": True}) == canonical({"b": True, "lr": "1e-4"})
+    >>> canonical({"lr": 0.0001, "b": True}) == canonical({"b": True, "lr": 1e-4})
     True
     """
     return json.dumps(_as_value(value), sort_keys=True, default=str)
@@ -78,8 +74,6 @@ def _as_value(value: Any) -> Any:
         return {str(key): _as_value(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_as_value(item) for item in value]
-    if isinstance(value, str) and _NUMBER_READ_AS_TEXT.fullmatch(value):
-        value = float(value)
     # DVC compares with ==, where 1 and 1.0 are one value.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -88,11 +82,11 @@ def _parse_stage(name: str, body: dict[str, Any], scope: dict[str, Any]) -> Stag
     for key in body:
         if key not in _KNOWN_KEYS:
             raise ValueError(f"dvc.yaml: {name}.{key}: not understood by the fingerprint; known: {sorted(_KNOWN_KEYS)}")
-    deps, params = (_texts(body.get(section, []), scope, f"{name}.{section}") for section in ("deps", "params"))
+    deps, params = (_texts(body.get(section) or [], scope, f"{name}.{section}") for section in ("deps", "params"))
     outs = []
     for section in ("outs", "metrics", "plots"):
         # An output may be written as {path: {cache: false}}.
-        paths = [next(iter(item)) if isinstance(item, dict) else item for item in body.get(section, [])]
+        paths = [next(iter(item)) if isinstance(item, dict) else item for item in body.get(section) or []]
         outs += _texts(paths, scope, f"{name}.{section}")
     (cmd,) = _texts([body.get("cmd")], scope, f"{name}.cmd")
     return Stage(name, cmd, tuple(deps), tuple(params), tuple(outs))
@@ -113,13 +107,20 @@ def _expand(text: str, scope: dict[str, Any]) -> Any:
     return _TEMPLATE.sub(lambda match: str(lookup(scope, match[1].strip())), text)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = _YamlLoader(path.read_bytes()).get_single_data()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run from the repository's top folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}; mend the line it names") from None
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ValueError: naming the file, what was found and what was wanted.
+    """
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: found {type(tree).__name__}, wanted a mapping of keys to values")
     return tree
+
+
+def _section(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    section = tree.get(key)
+    if not isinstance(section, dict) or not all(isinstance(body, dict) for body in section.values()):
+        raise ValueError(f"dvc.yaml: {key}: found {type(section).__name__}, wanted a mapping of names to stages")
+    return section

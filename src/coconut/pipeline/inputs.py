@@ -3,15 +3,18 @@
 A resume state may be continued only by a run whose command, code, parameters and input bytes
 are those of the run that left it. DVC knows that list already, so it is read from `dvc.yaml`
 rather than kept a second time: what is added there is in the fingerprint at once.
+
+The list is finer than DVC's in two ways. Python code counts by what it does: an edited comment or docstring changes
+nothing. And `dvc.yaml` names folders of code, of which only the modules that the stage's script may load count.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coconut.files import digest_path, sha256_of_text
-from coconut.pipeline.dvc_file import Stage, canonical, lookup, read_pipeline, read_yaml
+from coconut.files import digest_path, files_below, sha256_of
+from coconut.pipeline.code import digest_code, import_closure
+from coconut.pipeline.dvc_file import Stage, canonical, lookup, read_mapping, read_pipeline
 
 CANNOT_CHANGE_BYTES = ("min_accuracy",)
 """Keys of a curriculum entry that decide whether a stage passes, never what it computes."""
@@ -20,26 +23,32 @@ _GATE_SUFFIXES = tuple(f".{key}" for key in CANNOT_CHANGE_BYTES)
 
 @dataclass(frozen=True)
 class StageInputs:
-    """The digests of everything one stage depends on, at the moment they were read.
+    """Everything one stage depends on, at the moment it was read.
 
-    Read them before the parameters and the data: what is edited after that is noticed by
+    Read it before the parameters and the data: what is edited after that is noticed by
     `refuse_if_changed`, which is called before outputs are written.
     """
 
     stage: str
     root: Path
     digests: Mapping[str, str]
+    """Of the command, the parameters and the files."""
+    sources: Mapping[str, bytes]
+    """The Python code, by path."""
 
     @classmethod
     def read(cls, stage: str, root: Path | str = ".") -> "StageInputs":
-        """Digest the command, dependencies and parameters of `stage` in the work tree `root`.
+        """Read the command, dependencies and parameters of `stage` in the work tree `root`.
 
         Raises:
             ValueError: `dvc.yaml` or `params.yaml` lacks something the stage needs.
             FileNotFoundError: a dependency is missing.
         """
         root = Path(root)
-        return cls(stage, root, _digest(_find(stage, root), root))
+        stages = read_pipeline(root)
+        if stage not in stages:
+            raise ValueError(f"{root / 'dvc.yaml'}: no stage {stage!r}; its stages are {', '.join(stages)}")
+        return cls._of(stages[stage], root)
 
     @classmethod
     def of_command(cls, words: Sequence[str], root: Path | str = ".") -> "StageInputs":
@@ -53,15 +62,30 @@ class StageInputs:
         stage = next((stage for stage in stages if stage.cmd.removeprefix("exec ") == command), None)
         if stage is None:
             raise ValueError(f"{root / 'dvc.yaml'}: no stage whose cmd is {command!r}")
-        return cls(stage.name, root, _digest(stage, root))
+        return cls._of(stage, root)
+
+    @classmethod
+    def _of(cls, stage: Stage, root: Path) -> "StageInputs":
+        script = next((word for word in stage.cmd.split() if word.endswith(".py")), None)
+        modules = {} if script is None else import_closure(script, root)
+        digests = {"dvc.yaml: cmd": stage.cmd, **_digest_params(stage, root)}
+        sources: dict[str, bytes] = {}
+        for dep in stage.deps:
+            loaded = {name: source for name, source in modules.items() if Path(name).is_relative_to(dep)}
+            sources |= loaded
+            if not loaded:
+                digests[dep] = _digest_dep(root, dep)
+            elif dep not in loaded:
+                others = [f"{dep}/{name}" for name in files_below(root / dep) if not name.endswith(".py")]
+                digests |= {name: _digest_dep(root, name) for name in others}
+        return cls(stage.name, root, digests, sources)
 
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for the stage's name and everything that can change its bytes."""
-        return sha256_of_text(json.dumps([self.stage, sorted(self._of_bytes().items())]))
-
-    def _of_bytes(self) -> dict[str, str]:
-        return {name: digest for name, digest in self.digests.items() if not name.endswith(_GATE_SUFFIXES)}
+        of_bytes = {name: digest for name, digest in self.digests.items() if not name.endswith(_GATE_SUFFIXES)}
+        of_code = {name: digest_code(source) for name, source in self.sources.items()}
+        return sha256_of([self.stage, sorted(of_bytes.items()), sorted(of_code.items())])
 
     def refuse_if_changed(self) -> None:
         """Raise when an input is no longer what it was: DVC would record the new one for the old result.
@@ -70,12 +94,22 @@ class StageInputs:
             ValueError: naming what changed.
         """
         try:
-            now = _digest(_find(self.stage, self.root), self.root)
+            now = StageInputs.read(self.stage, self.root)
         except (ValueError, OSError) as error:
             raise ValueError(f"{self._complaint('its inputs cannot be read any more')}: {error}") from None
-        changed = sorted(name for name in {*now, *self.digests} if now.get(name) != self.digests.get(name))
-        if changed:
+        if changed := sorted(self._differences(now)):
             raise ValueError(self._complaint(", ".join(changed)))
+
+    def _differences(self, now: "StageInputs") -> set[str]:
+        """Names of the inputs whose value, or whose code in what it does, is another one."""
+        values = {name for name, _ in self.digests.items() ^ now.digests.items()}
+        edited = {name for name, _ in self.sources.items() ^ now.sources.items()}
+        return values | {
+            name
+            for name in edited
+            if not (name in self.sources and name in now.sources)
+            or digest_code(self.sources[name]) != digest_code(now.sources[name])
+        }
 
     def _complaint(self, what: str) -> str:
         return (
@@ -89,16 +123,9 @@ def fingerprint(stage: str, root: Path | str = ".") -> str:
     return StageInputs.read(stage, root).fingerprint
 
 
-def _find(stage: str, root: Path) -> Stage:
-    stages = read_pipeline(root)
-    if stage not in stages:
-        raise ValueError(f"{root / 'dvc.yaml'}: no stage {stage!r}; its stages are {', '.join(stages)}")
-    return stages[stage]
-
-
-def _digest(stage: Stage, root: Path) -> dict[str, str]:
-    params = read_yaml(root / "params.yaml")
-    digests = {"dvc.yaml: cmd": stage.cmd}
+def _digest_params(stage: Stage, root: Path) -> dict[str, str]:
+    params = read_mapping(root / "params.yaml")
+    digests: dict[str, str] = {}
     for key in stage.params:
         value = lookup(params, key)
         if key.startswith("curriculum.") and isinstance(value, dict):
@@ -106,6 +133,11 @@ def _digest(stage: Stage, root: Path) -> dict[str, str]:
             digests |= {f"params.yaml: {key}.{name}": canonical(value.get(name)) for name in CANNOT_CHANGE_BYTES}
             value = {name: item for name, item in value.items() if name not in CANNOT_CHANGE_BYTES}
         digests[f"params.yaml: {key}"] = canonical(value)
-    for dep in stage.deps:
-        digests[dep] = digest_path(root / dep)
     return digests
+
+
+def _digest_dep(root: Path, dep: str) -> str:
+    try:
+        return digest_path(root / dep)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{root / dep}: a dependency in dvc.yaml, but no such file; run `dvc repro`") from None

@@ -1,28 +1,34 @@
-"""What the output of `dvc repro` says of each pipeline stage."""
+"""What one `dvc repro` did with each pipeline stage.
+
+What a stage did itself stands in its events. DVC's lines are read for what DVC alone knows: which stage it runs now,
+which it skips or restores, and what it complains of before and after a stage's command.
+"""
 
 import re
 import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-_STARTED = re.compile(r"Running stage '([^']+)':")
-_UNCHANGED = re.compile(r"(?:Stage )?'([^']+)' didn't change, skipping")
-_RESTORED = re.compile(r"Stage '([^']+)' is cached - skipping run, checking out outputs")
-_FAILED = re.compile(r"(?:WARNING|ERROR): failed to run: .*, exited with (-?\d+)")
-_SKIPPED = re.compile(r"WARNING: Stages? (.*) will be skipped due to this failure")
-_NOT_REPRODUCED = re.compile(r"ERROR: failed to reproduce(?: stages:)? (.*)")
-_DVC_WARNING = re.compile(r"WARNING: (.*)")
-_DVC_ERROR = re.compile(r"ERROR: (.*)")
-_BUSY = re.compile(r".*(Unable to acquire lock|is busy, it is being blocked).*")
-# What time, or somebody who makes room, can cure; the words are those of the system, of DVC, and of
-# `ResumeStore` and `check_free_space`.
-_MAY_PASS = re.compile(
-    r"Unable to acquire lock|is busy, it is being blocked|in use by another trainer for the last"
-    r"|No space left on device|Disk quota exceeded|MB free on its disk|MB free\)"
+from coconut.pipeline.events import Run, last_run
+
+_LINE = re.compile(
+    r"Running stage '(?P<running>[^']+)':"
+    r"|(?:Stage )?'(?P<unchanged>[^']+)' didn't change, skipping"
+    r"|Stage '(?P<restored>[^']+)' is cached - skipping run, checking out outputs"
+    r"|(?:WARNING|ERROR): failed to run: .*, exited with (?P<exit>-?\d+)"
+    r"|WARNING: Stages? (?P<skipped>.*) will be skipped due to this failure"
+    r"|ERROR: failed to reproduce(?: stages:)? (?P<blamed>.*)"
+    r"|WARNING: (?P<warning>.*)"
+    r"|ERROR: (?P<error>.*)"
 )
-_STAGE_ERROR = re.compile(r"[0-9: ]+ \| ERROR +\| (.*)")
-_RESUMED = re.compile(r"[0-9: ]+ \| INFO +\| [^ ]+: resumed at update (\d+) .*")
+_QUOTED = re.compile(r"'([^']+)'")
+_CAN_PASS = re.compile(
+    r"Unable to acquire lock|is busy, it is being blocked"
+    r"|No space left on device|Disk quota exceeded|database or disk is full"
+)
+"""What DVC itself complains of, and what time, or somebody who makes room, can cure."""
 _DONE = ("ran", "resumed", "restored")
 
 
@@ -35,6 +41,8 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     exit_code: int = 0
+    can_pass: bool = False
+    """Whether it failed of something that waiting may cure."""
 
     @property
     def is_own_error(self) -> bool:
@@ -44,7 +52,7 @@ class Outcome:
     @property
     def would_come_again(self) -> bool:
         """Whether the same run would fail again, however long one waits."""
-        return self.is_own_error and not _MAY_PASS.search(self.reason)
+        return self.is_own_error and not self.can_pass
 
     def then(self, later: "Outcome") -> "Outcome":
         """Join with the outcome of a later try."""
@@ -52,47 +60,42 @@ class Outcome:
         if later == Outcome() and self.result != "not run":
             is_news = False  # The later try never came to this stage.
         last = later if is_news else self
-        return Outcome(last.result, last.reason, self.seconds + later.seconds, last.exit_code)
+        return Outcome(last.result, last.reason, self.seconds + later.seconds, last.exit_code, last.can_pass)
 
 
 class ReproLog:
     """Reads one `dvc repro`, line by line. Only names of our stages count: a model may print anything."""
 
-    def __init__(self, stages: Iterable[str]) -> None:
+    def __init__(self, stages: Iterable[str], root: Path) -> None:
         self.outcomes = {name: Outcome() for name in stages}
         self.dvc_error = ""
         """What `dvc` itself complained of last, stages aside."""
+        self._root = root
+        self._runs_before = {name: last_run(name, root) for name in self.outcomes}
         self._warning = ""
         self._running: str | None = None
         self._started = 0.0
-        self._resumed_at: str | None = None
         self._last_words = ""
 
     def read(self, line: str) -> bool:
         """Take in one line of output; say whether it is the start of a stage, where `dvc.lock` is at rest."""
-        if name := self._named(_STARTED, line):
-            self._end_well()
-            self._running, self._started = name, time.monotonic()
-            self._resumed_at, self._last_words = None, ""
-            return True
-        if name := self._named(_UNCHANGED, line):
-            self._end_well()
-            self.outcomes[name] = Outcome("unchanged")
-        elif name := self._named(_RESTORED, line):
-            self._end_well()
-            self.outcomes[name] = Outcome("restored", "from DVC's run cache")
-        elif match := _FAILED.fullmatch(line):
-            self._fail(int(match[1]))
-        elif match := _SKIPPED.fullmatch(line):
-            self._skip(re.findall(r"'([^']+)'", match[1]))
-        elif match := _NOT_REPRODUCED.fullmatch(line):
-            self._blame(re.findall(r"'([^']+)'", match[1]))
-        elif match := _DVC_WARNING.fullmatch(line):
-            self._warning = match[1]
-        elif match := _DVC_ERROR.fullmatch(line):
-            self.dvc_error = match[1]
-        else:
-            self._hear(line)
+        match = _LINE.fullmatch(line)
+        kind = match.lastgroup if match else None
+        text = match[kind] if match and kind else line.strip()
+        if kind in ("running", "unchanged", "restored"):
+            return text in self.outcomes and self._go_on(kind, text)
+        if kind == "exit":
+            self._fail(int(text))
+        elif kind == "skipped":
+            self._skip(_QUOTED.findall(text))
+        elif kind == "blamed":
+            self._blame(_QUOTED.findall(text))
+        elif kind == "warning":
+            self._warning = text
+        elif kind == "error":
+            self.dvc_error = text
+        elif text and not text.startswith("> "):
+            self._last_words = text
         return False
 
     def close(self, exit_code: int, *, stopped_by: signal.Signals | None = None) -> None:
@@ -110,30 +113,46 @@ class ReproLog:
         """The stages that failed."""
         return {name: outcome for name, outcome in self.outcomes.items() if outcome.result == "failed"}
 
+    def what_can_pass(self) -> str:
+        """The first complaint that waiting may cure; nothing if there is none."""
+        reasons = [outcome.reason for outcome in self.failures().values() if outcome.can_pass]
+        return next(iter(reasons), self.dvc_error if _CAN_PASS.search(self.dvc_error) else "")
+
     def own_errors(self) -> dict[str, str]:
         """What failed and why, if all of it would fail again; empty if any of it may pass next time."""
         failures = self.failures()
-        if _MAY_PASS.search(self.dvc_error) or not all(outcome.would_come_again for outcome in failures.values()):
+        if self.what_can_pass() or not all(outcome.would_come_again for outcome in failures.values()):
             return {}
         errors = {name: outcome.reason for name, outcome in failures.items()}
         return errors | ({"dvc": self.dvc_error} if self.dvc_error else {})
 
-    def _named(self, pattern: re.Pattern[str], line: str) -> str | None:
-        match = pattern.fullmatch(line)
-        return match[1] if match and match[1] in self.outcomes else None
+    def _go_on(self, kind: str, stage: str) -> bool:
+        """`dvc` has come to a stage, so that the one before it has ended well."""
+        self._end_well()
+        if kind == "running":
+            self._running, self._started, self._last_words = stage, time.monotonic(), ""
+            return True
+        self.outcomes[stage] = Outcome(kind, "from DVC's run cache" if kind == "restored" else "")
+        return False
 
-    def _hear(self, line: str) -> None:
-        if match := _RESUMED.fullmatch(line):
-            self._resumed_at = match[1]
-        elif match := _STAGE_ERROR.fullmatch(line):
-            self._last_words = match[1]
-        elif line.strip() and not line.startswith("> "):
-            self._last_words = line.strip()
+    def _run(self) -> Run | None:
+        """The events of the stage that runs now; None if it left none, as one that is killed while it starts."""
+        assert self._running is not None
+        run = last_run(self._running, self._root)
+        before = self._runs_before[self._running]
+        is_new = run is not None and (before is None or (run.pid, run.begun_at) != (before.pid, before.begun_at))
+        return run if is_new else None
 
     def _fail(self, exit_code: int) -> None:
-        is_own = 0 < exit_code < 128
-        reason = self._last_words if is_own and self._last_words else describe_exit(exit_code)
-        self._end(Outcome("failed", reason, exit_code=exit_code))
+        if self._running is None:
+            return
+        run = self._run()
+        if run is not None and run.end == "failed":
+            reason, can_pass = run.message, run.can_pass
+        else:
+            is_own = 0 < exit_code < 128
+            reason, can_pass = (is_own and self._last_words) or describe_exit(exit_code), False
+        self._end(Outcome("failed", reason, exit_code=exit_code, can_pass=can_pass))
 
     def _skip(self, names: Iterable[str]) -> None:
         failed = ", ".join(self.failures())
@@ -144,16 +163,17 @@ class ReproLog:
     def _blame(self, names: Iterable[str]) -> None:
         """Note the stages that failed before or after their command: dvc says why in a warning."""
         self._end_well()
+        can_pass = bool(_CAN_PASS.search(self._warning))
         for name in names:
             if name in self.outcomes and self.outcomes[name].result != "failed":
-                seconds, exit_code = self.outcomes[name].seconds, 0 if _BUSY.fullmatch(self._warning) else 1
-                self.outcomes[name] = Outcome("failed", self._warning, seconds, exit_code)
+                seconds = self.outcomes[name].seconds
+                self.outcomes[name] = Outcome("failed", self._warning, seconds, 0 if can_pass else 1, can_pass)
 
     def _end_well(self) -> None:
-        if self._resumed_at is not None:
-            self._end(Outcome("resumed", f"at update {self._resumed_at}"))
-        else:
-            self._end(Outcome("ran"))
+        if self._running is not None:
+            run = self._run()
+            resumed_at = None if run is None else run.resumed_at
+            self._end(Outcome("ran") if resumed_at is None else Outcome("resumed", f"at update {resumed_at}"))
 
     def _end(self, outcome: Outcome) -> None:
         if self._running is not None:

@@ -4,104 +4,101 @@ It lies in `$DVC_ROOT/.resume/<stage>-<fingerprint>/`, outside of what DVC delet
 stage, and outside of the temporary work trees of `dvc exp run --temp` and the queue:
 
     lock                     held (flock) by the one trainer that uses this folder
-    progress.json            where it is, for `make status`
-    state-00000007/          the newest state; state-00000006/ beside it is the last good one before
-        tensors.safetensors
-        state.json           line 1: SHA-256 of line 2; line 2: the record, and SHA-256 of the tensors
+    progress.json            where it is, for `coconut status`
+    state-00000007/          the newest state; state-00000006/ is the last good one before it (see `states`)
 
 A state is written to a temporary folder, flushed to the disk and renamed, so that a kill at any
-moment leaves the state before it. Every byte is covered by a checksum: SHA-256 reads 1.9 GB/s
-here, faster than disks write, so a cheaper one would gain nothing.
-
-Importing this module is cheap, for `make status`: torch is imported where tensors are.
+moment leaves the state before it. What else lies in the folder of a stage is nobody's, and is deleted
+when a trainer opens it.
 """
 
 import contextlib
-import fcntl
-import hashlib
+import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-if TYPE_CHECKING:
-    import torch
+from coconut.files import amount, explain, flush, remove, replace_file, size_of, system_error, wait_for_lock
+from coconut.pipeline.pacing import Pacing
+from coconut.pipeline.signals import GRACE_S
+from coconut.pipeline.states import DamagedError, is_state_name, path_after, read_state, state_paths, write_state
+from coconut.pipeline.states import State as State
+from coconut.pipeline.states import TensorsFile as TensorsFile
 
-SAVING_SHARE = 0.02
-"""The most of the training time that saving may take; see `ResumeStore.is_due`."""
-LOCK_WAIT_S = 30.0
-"""A trainer that was told to stop may still be saving its state (`guard.GRACE_S`)."""
-
-_TENSORS, _RECORD = "tensors.safetensors", "state.json"
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a stage needs to go on as if it had not been stopped."""
-
-    update: int
-    """Updates done; for messages and for `overnight`, which asks whether there was progress."""
-    tensors: "dict[str, torch.Tensor]"
-    """Weights, optimiser moments, generator states: all that is numbers. No two may share memory."""
-    record: dict[str, Any]
-    """Epoch, place in its order, history rows: all that is JSON."""
-
-
-class _DamagedError(Exception):
-    """A state whose bytes are not the ones that were written."""
+_LOCK_WAIT_S = 30.0
+"""A trainer that was told to stop may still be saving its state (`GRACE_S`)."""
+_PROBE_BYTES = 8_000_000
+_PROGRESS = "progress.json"
 
 
 class ResumeStore:
     """The states of one pipeline stage with one fingerprint, newest first. Open it with `open`."""
 
-    def __init__(self, folder: Path, stage: str, fingerprint: str) -> None:
-        self.folder = folder
-        self.saving_seconds = 0.0
-        """Spent in `save` so far."""
+    def __init__(
+        self, stage: str, fingerprint: str, tensors_file: TensorsFile, *, root: Path | None, save_every_s: float
+    ) -> None:
+        self.folder = resume_dir(root) / f"{stage}-{fingerprint[:16]}"
         self._stage = stage
         self._fingerprint = fingerprint
+        self._tensors_file = tensors_file
+        self._pacing = Pacing(save_every_s)
         self._good: Path | None = None
         self._is_loaded = False
-        self._last_save_s = 0.0
-        self._last_save_end = self._started = time.time()
+        self._started = time.time()
         self._resumed_from: int | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, stage: str, fingerprint: str, root: Path | None = None) -> "Iterator[ResumeStore]":
-        """Lock the folder of this stage and fingerprint below `root`, and tidy what a kill left in it.
+    def open(
+        cls,
+        stage: str,
+        fingerprint: str,
+        tensors_file: TensorsFile,
+        *,
+        root: Path | None = None,
+        save_every_s: float = 0.0,
+        lock_wait_s: float = _LOCK_WAIT_S,
+        is_writer: bool = True,
+    ) -> "Iterator[ResumeStore]":
+        """Lock the folder of this stage and fingerprint below `root`, and delete what does not belong there.
 
         Args:
             stage: the pipeline stage, `train@cot`.
             fingerprint: of all it depends on; see `coconut.pipeline.inputs`.
+            tensors_file: writes and reads the tensors.
             root: where `.resume` is; by default `$DVC_ROOT`, or the working directory without DVC.
+            save_every_s: seconds between two saves, if saving is cheap; see `is_due`.
+            lock_wait_s: seconds to wait for another trainer that may be ending.
+            is_writer: False for the processes that only read what the main process of their training has locked.
 
         Raises:
             OSError: another trainer uses the folder.
         """
-        folder = resume_dir(root) / f"{stage}-{fingerprint[:16]}"
-        with _locked(folder):
-            for leftover in folder.glob("tmp-*"):
-                shutil.rmtree(leftover)
-            yield cls(folder, stage, fingerprint)
+        store = cls(stage, fingerprint, tensors_file, root=root, save_every_s=save_every_s)
+        if not is_writer:
+            yield store
+            return
+        with _locked(store.folder, lock_wait_s):
+            _tidy(store.folder)
+            yield store
 
     def load(self) -> State | None:
         """Return the newest undamaged state; None when there is nothing to resume from."""
         self._is_loaded = True
-        paths = _state_paths(self.folder)
+        paths = state_paths(self.folder)
         for path in paths:
             try:
-                state = self._read(path)
-            except _DamagedError as damage:
+                state = read_state(path, self._fingerprint, self._tensors_file)
+            except DamagedError as damage:
                 logger.warning("{}: damaged resume state: {}; trying the one before it", path, damage)
                 continue
-            logger.info("{}: resumed at update {} from {}", self._stage, state.update, path)
+            resumed = logger.bind(event="resumed", update=state.update)
+            resumed.info("{}: resumed at update {} from {}", self._stage, state.update, path)
             self._good = path
             self._resumed_from = state.update
             return state
@@ -109,14 +106,22 @@ class ResumeStore:
             logger.warning("{}: no undamaged resume state is left: {} starts over", self.folder, self._stage)
         return None
 
-    def is_due(self, every_s: float = 0.0) -> bool:
-        """Whether it is time to save: `every_s` after the last save, and no sooner than saving is cheap.
+    def warn_if_slow(self, num_bytes: int) -> None:
+        """Warn at the start if a state of this size takes longer to save than a stop signal leaves time for.
 
-        A save that took 2 s is followed by at least 98 s of training, so that saving stays below
-        `SAVING_SHARE` of the time whatever the size of the model and the speed of the disk.
+        A small part of it is written to measure the disk.
         """
-        cheap_s = self._last_save_s * (1 - SAVING_SHARE) / SAVING_SHARE
-        return time.time() - self._last_save_end >= max(every_s, cheap_s)
+        if (seconds := self._measure_s(num_bytes)) > GRACE_S:
+            logger.warning(
+                "{}: a state of {} takes about {:.0f} s to save on this disk, but {} s after a stop signal the process"
+                " ends: what was trained since the last regular save would be lost. Let `.resume` be a link to a"
+                " folder on a faster disk, or save more often (`runtime.save_every_s`)",
+                *(self.folder, amount(num_bytes), seconds, GRACE_S),
+            )
+
+    def is_due(self) -> bool:
+        """Whether it is time to save: `save_every_s` after the last save, and later where saving is slow."""
+        return self._pacing.is_due()
 
     def save(self, state: State) -> None:
         """Write `state` as the newest one, keep the good one before it, and delete older ones.
@@ -124,33 +129,36 @@ class ResumeStore:
         Raises:
             OSError: the disk is full, or failing. The last good state is as it was.
         """
-        from safetensors import SafetensorError
-
         assert self._is_loaded, "load() first: it finds out which state is good"
-        start = time.time()
+        start = time.monotonic()
         temporary = self.folder / f"tmp-{os.getpid()}"
-        path = _next_path(self.folder)
         try:
-            self._write(temporary, state)
+            path = path_after(self.folder, self._good)
+            remove(temporary)
+            write_state(temporary, state, self._fingerprint, self._tensors_file)
+            remove(path)
             temporary.rename(path)
-            _flush(self.folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(self._complaint(error)) from error
-        for old in _state_paths(self.folder):
-            if old not in (path, self._good):
-                shutil.rmtree(old)
+            flush(self.folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                remove(temporary)
+            raise self._complaint(error) from error
+        self._remove_all_but(path)
         self._good = path
-        self._last_save_end = time.time()
-        self._last_save_s = self._last_save_end - start
-        self.saving_seconds += self._last_save_s
+        seconds = time.monotonic() - start
+        if self._pacing.note_save(seconds):
+            logger.info(
+                "{}: saving the state took {:.1f} s, so that it is saved every {:.0f} s and not every {:g} s"
+                " (runtime.save_every_s)",
+                *(self._stage, seconds, self._pacing.pause_s, self._pacing.save_every_s),
+            )
 
     def num_bytes(self) -> int:
         """What the states that lie here take on the disk."""
-        return sum(file.stat().st_size for path in _state_paths(self.folder) for file in path.iterdir())
+        return sum(size_of(path) for path in state_paths(self.folder))
 
     def write_progress(self, update: int, *, num_updates: int, loss: float, eta_s: float | None) -> None:
-        """Say where training is, for `make status` in another terminal. Losing it costs nothing."""
+        """Say where training is, for `coconut status` in another terminal. Losing it costs nothing."""
         progress = {
             "stage": self._stage,
             "update": update,
@@ -162,51 +170,41 @@ class ResumeStore:
             "time": time.time(),
             "pid": os.getpid(),
         }
-        temporary = self.folder / "progress.json.tmp"
         try:
-            temporary.write_text(json.dumps(progress), encoding="utf-8")
-            temporary.replace(self.folder / "progress.json")
+            replace_file(self.folder / _PROGRESS, json.dumps(progress))
         except OSError as error:
-            logger.warning("{}: progress not written: {}", self.folder, error)
+            logger.warning("{}; `coconut status` does not know the progress", explain(error))
 
-    def _write(self, folder: Path, state: State) -> None:
-        from safetensors.torch import save_file
-
-        folder.mkdir()
-        tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
-        save_file(tensors, folder / _TENSORS)
-        body = {
-            "fingerprint": self._fingerprint,
-            "update": state.update,
-            "tensors_sha256": _sha256(folder / _TENSORS),
-            "record": state.record,
-        }
-        line = json.dumps(body).encode()
-        (folder / _RECORD).write_bytes(hashlib.sha256(line).hexdigest().encode() + b"\n" + line)
-        for path in (folder / _TENSORS, folder / _RECORD, folder):
-            _flush(path)
-
-    def _read(self, path: Path) -> State:
-        from safetensors.torch import load_file
-
+    def _measure_s(self, num_bytes: int) -> float:
+        """Seconds that it takes to write so many bytes here and have them on the disk."""
+        probe = self.folder / f"tmp-{os.getpid()}"
+        size = min(num_bytes, _PROBE_BYTES)
+        start = time.monotonic()
         try:
-            body = _read_record(path)
-            if _sha256(path / _TENSORS) != body["tensors_sha256"]:
-                raise _DamagedError(f"{_TENSORS} does not match its checksum")
-        except PermissionError:
-            raise  # Nothing is damaged: whoever is allowed to read it should run this.
-        except OSError as error:
-            raise _DamagedError(str(error)) from None
-        if body["fingerprint"] != self._fingerprint:
-            raise _DamagedError("it belongs to other inputs")
-        return State(body["update"], load_file(path / _TENSORS), body["record"])
+            probe.write_bytes(bytes(size))
+            flush(probe)
+            return (time.monotonic() - start) * num_bytes / max(1, size)
+        except OSError:
+            return 0.0  # What cannot be written is found, and said, by others.
+        finally:
+            with contextlib.suppress(OSError):
+                remove(probe)
 
-    def _complaint(self, error: Exception) -> str:
+    def _remove_all_but(self, path: Path) -> None:
+        for old in state_paths(self.folder):
+            if old not in (path, self._good):
+                try:
+                    remove(old)
+                except OSError as error:
+                    logger.warning("{}: an old state could not be deleted: {}", old, explain(error))
+
+    def _complaint(self, error: OSError) -> OSError:
         intact = "no state was saved before" if self._good is None else f"the last good state, {self._good}, is intact"
-        free = shutil.disk_usage(self.folder).free / 1e6
-        return (
-            f"{self.folder}: the resume state could not be saved ({error}; {free:.0f} MB free): {intact};"
-            " make room and run `dvc repro` again, training continues from there"
+        free = amount(shutil.disk_usage(self.folder).free)
+        return system_error(
+            error.errno or 0,
+            f"{self.folder}: the resume state could not be saved ({explain(error)}; {free} free): {intact}, and"
+            " training continues from there",
         )
 
 
@@ -215,69 +213,28 @@ def resume_dir(root: Path | None = None) -> Path:
     return (root or Path(os.environ.get("DVC_ROOT", "."))) / ".resume"
 
 
-def last_update(folder: Path) -> int | None:
-    """Update of the newest readable state in the folder of a stage; None without one."""
-    for path in _state_paths(folder):
-        with contextlib.suppress(OSError, _DamagedError):
-            return int(_read_record(path)["update"])
-    return None
-
-
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    deadline = time.time() + LOCK_WAIT_S
-    while (lock := try_lock(folder)) is None:
-        if time.time() > deadline:
-            raise OSError(
-                f"{folder}: in use by another trainer for the last {LOCK_WAIT_S:.0f} s; two must never share"
-                " a resume state: wait for it, or end it, and run `dvc repro` again"
-            )
-        time.sleep(0.1)
+def _locked(folder: Path, timeout_s: float) -> Iterator[None]:
+    if not folder.is_dir():
+        remove(folder)  # A file, or a link that leads nowhere.
+    lock = wait_for_lock(folder / "lock", timeout_s)
+    if lock is None:
+        raise system_error(
+            errno.EBUSY,
+            f"{folder}: in use by another trainer for the last {timeout_s:.0f} s; two must never share"
+            " a resume state: wait for it, or end it, and run `dvc repro` again",
+        )
     with lock:
         yield
 
 
-def try_lock(folder: Path) -> IO[bytes] | None:
-    """Lock `folder` and return the open lock file, which holds the lock; None while somebody else has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Pruning may have deleted the folder between open and flock: then this lock is nobody's.
-        if os.fstat(lock.fileno()).st_ino == (folder / "lock").stat().st_ino:
-            return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    lock.close()
-    return None
-
-
-def _state_paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-" + 8 * "[0-9]"), reverse=True)
-
-
-def _next_path(folder: Path) -> Path:
-    numbers = [int(path.name.removeprefix("state-")) for path in _state_paths(folder)]
-    return folder / f"state-{max(numbers, default=0) + 1:08d}"
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    checksum, _, line = (path / _RECORD).read_bytes().partition(b"\n")
-    if hashlib.sha256(line).hexdigest().encode() != checksum:
-        raise _DamagedError(f"{_RECORD} does not match its checksum")
-    body: dict[str, Any] = json.loads(line)
-    return body
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk write what the system still holds of a file, or of a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tidy(folder: Path) -> None:
+    """Delete what a kill left half written, and whatever else is no part of the store."""
+    for path in folder.iterdir():
+        is_state = is_state_name(path.name) and path.is_dir()
+        is_file = path.name in ("lock", _PROGRESS) and path.is_file()
+        if not (is_state or is_file):
+            try:
+                remove(path)
+            except OSError as error:
+                logger.warning("{}: does not belong there, but could not be deleted: {}", path, explain(error))

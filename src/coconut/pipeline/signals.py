@@ -30,8 +30,9 @@ class Interrupted(BaseException):
 class Stop:
     """What `stop_on_signals` yields: whether a signal has asked this process to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: int) -> None:
         self.signal: signal.Signals | None = None
+        self._grace_s = grace_s
         self._interrupts = False
 
     @property
@@ -59,7 +60,7 @@ class Stop:
             raise KeyboardInterrupt
         if not self.requested:
             self.signal = signal.Signals(number)
-            signal.alarm(GRACE_S)
+            signal.alarm(self._grace_s)
             if self._interrupts:
                 raise Interrupted
 
@@ -70,14 +71,14 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(grace_s: int = GRACE_S) -> Iterator[Stop]:
     """Turn SIGTERM, SIGHUP and SIGINT into `stop.requested`, to be polled between updates.
 
-    From the request on the process has `GRACE_S` seconds, then the kernel ends it: an update or a
+    From the request on the process has `grace_s` seconds, then the kernel ends it: an update or a
     disk that hangs must not outlive the machine's own deadline. A second SIGINT ends it at once.
     A signal that was ignored before (`nohup`) stays ignored.
     """
-    stop = Stop()
+    stop = Stop(grace_s)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.note(number)

@@ -1,8 +1,9 @@
-"""How the process of a pipeline stage begins, before its slow imports: `inputs = begin()`.
+"""The frame of a pipeline stage's process: `inputs = begin()` before its slow imports, `run_stage` after them.
 
 Importing this module is cheap (no torch).
 """
 
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -10,36 +11,53 @@ from types import FrameType
 
 from loguru import logger
 
-from coconut.files import explain
+from coconut.files import can_pass
 from coconut.logs import log_sinks
+from coconut.pipeline.events import recording
+from coconut.pipeline.failures import describe
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.signals import Preempted, die_with_parent
 
 
 def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: StageInputs | None = None) -> None:
-    """Run a pipeline stage's `main` as a process: set up the logs, and end with an exit code.
+    """Run a pipeline stage's `main` as a process: set up the logs and the events, and end with an exit code.
 
     Where the stage has digested its `inputs`, it fails if they changed while it ran: DVC would record
     the new ones for the old result.
 
-    A user's mistake (`ValueError`, `OSError`) becomes one message and exit code 1; its traceback
-    goes to the log file only. Anything else is a defect of ours and keeps its traceback.
+    What a user can cure (`ValueError`, `OSError`, no memory, a model or a GPU that fails) becomes one message and
+    exit code 1; its traceback goes to the log file only. Anything else is a defect of ours and keeps its traceback.
     """
-    with log_sinks(name):
+    if not gc.isenabled():  # By `begin`. What was imported stays, and need not be looked at again.
+        gc.freeze()
+        gc.enable()
+    with log_sinks(name), recording(name):
+        logger.bind(event="begun").debug("{} begun", name)
         try:
             main(*arguments)
             if inputs is not None:
                 inputs.refuse_if_changed()
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            message = describe(error)
+            failed = logger.bind(event="failed", can_pass=can_pass(error))
+            if message is None:
+                failed.debug("{}: {}: {}", name, type(error).__name__, error)
+                raise
             logger.opt(exception=True).debug("{} failed", name)
-            logger.error("{}: {}", name, explain(error))
+            failed.error("{}: {}", name, message)
             sys.exit(1)
+        except BaseException as end:
+            logger.bind(event="stopped").debug("{} stopped: {!r}", name, end)
+            raise
+        logger.bind(event="ended").debug("{} ended", name)
 
 
 def begin() -> StageInputs | None:
-    """End with the `dvc` that started this process, and digest what the stage depends on as it is now.
+    """End with the `dvc` that started this process, and read what the stage depends on as it is now.
 
-    First of all: the imports that follow take seconds, in which `dvc` may be killed or a module edited.
+    First of all: the imports that follow take seconds, in which `dvc` may be killed or a module edited. Python's
+    garbage collector is off until `run_stage`: a quarter of the imports' time would go into looking for garbage
+    where there is none.
 
     SIGTERM, by which the end of `dvc` is told, ends it in order: what it has started or half written, worker
     processes above all, must not stay. (`train` saves its state then; see `signals.stop_on_signals`.)
@@ -48,6 +66,7 @@ def begin() -> StageInputs | None:
         None where `dvc.yaml` or what it names cannot be read, of which `main` says what is wrong, or where no
         stage has this command: a script that is run by hand in another way.
     """
+    gc.disable()
     signal.signal(signal.SIGTERM, _end)
     die_with_parent()
     try:

@@ -1,0 +1,108 @@
+"""`dvc.lock`, DVC's record of finished stages: read, copied while it is whole, and replaced when a kill has torn it.
+
+DVC writes it in place. With a torn one it refuses to work or, where what is left happens to be YAML, runs finished
+stages again. So a copy is kept of the last whole one; what it lacks DVC takes from its run cache, in seconds.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coconut.config.strict import parse_yaml
+from coconut.files import digest_file, files_below, replace_file
+from coconut.pipeline.processes import find_dvc
+
+_WHOLE_COPY = Path(".dvc/tmp/dvc.lock.whole")
+_TORN_COPY = Path(".dvc/tmp/dvc.lock.torn")
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `dvc.lock` holds of one stage."""
+
+    cmd: str
+    params: dict[str, Any] = field(default_factory=dict)
+    """Values by dotted key."""
+    deps: dict[str, str | None] = field(default_factory=dict)
+    """MD5 by path."""
+    outs: dict[str, str | None] = field(default_factory=dict)
+    """MD5 by path."""
+
+
+def read_records(root: Path) -> dict[str, Record | None]:
+    """Every stage that `dvc.lock` names, None where its record is damaged; no stages when the file is torn."""
+    try:
+        tree = parse_yaml((root / "dvc.lock").read_bytes(), "dvc.lock")
+    except (OSError, ValueError):
+        return {}
+    stages = tree.get("stages") if isinstance(tree, dict) else None
+    return {name: _parse(body) for name, body in stages.items()} if isinstance(stages, dict) else {}
+
+
+def _parse(body: Any) -> Record | None:
+    try:
+        deps, outs = ({file["path"]: file.get("md5") for file in body.get(key, [])} for key in ("deps", "outs"))
+        return Record(str(body["cmd"]), dict(body.get("params", {}).get("params.yaml", {})), deps, outs)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a `dvc.lock` is as DVC writes it, down to its last byte.
+
+    One with the marks of a merge counts as whole: what it should hold only its owner can say.
+    """
+    if b"<<<<<<<" in content:
+        return True
+    try:
+        stages = parse_yaml(content, "dvc.lock")["stages"].values()
+        files = [file for stage in stages for key in ("deps", "outs") for file in stage.get(key, [])]
+        is_complete = all(stage["cmd"] for stage in stages) and all(_MD5.fullmatch(file["md5"]) for file in files)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return is_complete and content.endswith(b"\n")
+
+
+def keep_copy(root: Path) -> None:
+    """Keep a copy of `dvc.lock`, unless it is torn or being written.
+
+    Raises:
+        OSError: the disk is full, say. The copy before it is as it was.
+    """
+    path = root / "dvc.lock"
+    content = path.read_bytes() if path.exists() else b""
+    if is_whole(content):
+        replace_file(root / _WHOLE_COPY, content)
+
+
+def repair_record(root: Path) -> list[str]:
+    """Replace a torn `dvc.lock` by the last whole one; say in a sentence what was done."""
+    path, aside, copy = root / "dvc.lock", root / _TORN_COPY, root / _WHOLE_COPY
+    if not path.exists() or is_whole(path.read_bytes()) or find_dvc(root) is not None:
+        return []
+    path.replace(aside)
+    back = "there is no copy of a whole one"
+    # A copy that went to the disk as the power failed can be torn, too.
+    if copy.exists() and is_whole(copy.read_bytes()):
+        copy.replace(path)
+        back = "the last whole one is back"
+    return [f"{path}: torn by a kill; moved to {aside}, {back}, the rest is in DVC's run cache"]
+
+
+def md5_as_dvc(path: Path) -> str | None:
+    """MD5 of a file, or of a folder's list of files, as in `dvc.lock`; None when there is nothing we may read."""
+    if path.is_dir():
+        entries = [{"md5": md5_as_dvc(path / name), "relpath": name} for name in files_below(path)]
+        return _md5_of_text(json.dumps(entries, sort_keys=True)) + ".dir"
+    try:
+        return digest_file(path, "md5")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+
+
+def _md5_of_text(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
