@@ -14,6 +14,7 @@ import pytest
 from coconut.config.params import load_params
 from coconut.config.schema import ChainedArithmetic, DataConfig, Graph, Source
 from coconut.data.examples import Example, read_examples
+from coconut.data.generators import generate
 from coconut.data.preprocessing import preprocess
 from coconut.layout import SPLITS
 from test_sources import shared
@@ -140,6 +141,69 @@ def test_generated_splits_share_no_question_and_test_does_not_change_with_train(
     assert len({e.question for split in SPLITS for e in few[split]}) == 1500
     _, many = run(replace(data, train=generated(5000), **splits), out)
     assert (many["test"], many["valid"], many["train"][:1000]) == (few["test"], few["valid"], few["train"])
+
+
+@pytest.fixture
+def large(data):
+    """A task in which questions of two streams hardly ever meet."""
+    task = ChainedArithmetic("chained_arithmetic", num_operations=6, modulus=11)
+    return replace(data, generator=task, train=generated(400), valid=generated(50), test=generated(50))
+
+
+def written(folder):
+    return {split: (folder / "examples" / f"{split}.jsonl").read_bytes() for split in SPLITS}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"test": generated(10)}, {"test": generated(90)}, {"test": generated(40, start=30)}, {"test": file("test.json")}],
+    ids=["fewer rows", "more rows", "other rows", "a file"],
+)
+def test_another_test_split_changes_no_byte_of_train_and_valid(large, out, changes):
+    run(large, out)
+    before = written(out)
+    run(replace(large, **changes), out)
+    after = written(out)
+    assert after["test"] != before["test"]
+    assert (after["train"], after["valid"]) == (before["train"], before["valid"])
+
+
+def test_another_valid_split_changes_no_byte_of_train_and_test(large, out):
+    run(large, out)
+    before = written(out)
+    run(replace(large, valid=generated(80)), out)
+    after = written(out)
+    assert (after["train"], after["test"]) == (before["train"], before["test"])
+    assert after["valid"].startswith(before["valid"])
+
+
+def test_a_train_question_that_is_in_a_new_test_set_is_replaced_by_the_next_of_the_stream(large, out, tmp_path):
+    _, before = run(large, out)
+    rows = [{"question": f" {e.question} ", "steps": [], "answer": "1"} for e in before["train"][:300:100]]
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    for split in ("test", "valid"):
+        metrics, after = run(replace(large, **{split: file("held_out.json")}), out)
+        assert (metrics["train"]["kept"], metrics["train"]["dropped"]) == (400, {"in_test": 0, "in_valid": 0})
+        assert after["train"][:397] == [e for i, e in enumerate(before["train"]) if i not in (0, 100, 200)]
+
+
+def test_the_test_split_is_the_beginning_of_the_seeds_own_stream(large, out):
+    assert run(large, out)[1]["test"] == generate(large.generator, 50, seed=0)
+
+
+@pytest.mark.parametrize("num_train", [55 - 12 - 8, 55 - 12 - 8 + 1])
+def test_a_small_task_is_used_to_its_last_question_also_beside_a_file(data, out, tmp_path, num_train):
+    task = ChainedArithmetic("chained_arithmetic", num_operations=1, modulus=5)
+    rows = [{"question": e.question, "steps": [], "answer": "1"} for e in generate(task, 12, seed=9)]
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    small = replace(data, generator=task, test=file("held_out.json"), valid=generated(8), train=generated(num_train))
+    if num_train == 35:
+        _, examples = run(small, out)
+        assert len({e.question for split in SPLITS for e in examples[split]}) == 55
+    else:
+        message = r"data\.generator: 36 distinct questions asked for, but only 35 turned up .*; ask for fewer rows"
+        with pytest.raises(ValueError, match=message):
+            run(small, out)
 
 
 def test_splits_together_may_not_ask_for_more_questions_than_exist(data, out):

@@ -1,8 +1,8 @@
-"""The first pipeline stage: three splits in canonical form that share no question, and their statistics."""
+"""The first pipeline stage writes three splits in canonical form that share no question, and their statistics."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,26 +12,27 @@ from loguru import logger
 from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
-from coconut.data.generators import generate, graphs
+from coconut.data.generators import check_size, generate, graphs
 from coconut.data.sources import Reading, read_split
 from coconut.files import check_free_space
 from coconut.layout import SPLITS
 
 _BYTES_PER_ROW = 64
-"""Of an example on disk, at least."""
+"""Lower bound of the size of a generated example on disk."""
+_MOST_HELD_OUT_FIRST = ("test", "valid", "train")
 _Statistics = dict[str, Any]
 
 
 def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Statistics:
-    """Read or generate the splits, part them, and write them and their statistics.
+    """Read or generate the splits, remove questions that they share, and write them and their statistics.
 
-    Nothing is written before everything has succeeded; equal input gives equal bytes.
+    Nothing is written before everything has succeeded. Equal input gives equal bytes.
 
     Returns:
-        What stands in the metrics file.
+        The content of the metrics file.
 
     Raises:
-        ValueError: naming the file and row, or the parameter, that cannot be used.
+        ValueError: The message names the file and row, or the parameter, that cannot be used.
     """
     check_free_space({examples_dir: _num_bytes(data)})
     readings = read_splits(data)
@@ -60,7 +61,7 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
 
 
 def _num_bytes(data: DataConfig) -> int:
-    """What the examples will take on disk, roughly: as much as files that are read whole, and some bytes a row else."""
+    """Estimate the size of the examples on disk: the size of whole files, and some bytes for each other row."""
     sources = [getattr(data, split) for split in SPLITS]
     files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None and source.rows is None}
     num_rows = sum(source.rows or 0 for source in sources)
@@ -68,30 +69,45 @@ def _num_bytes(data: DataConfig) -> int:
 
 
 def read_splits(data: DataConfig) -> dict[str, Reading]:
-    """Read the splits; those that are generated come from one stream, so they share no question."""
-    # Test first, train last: a longer training set leaves the held-out questions as they were.
-    order = [split for split in ("test", "valid", "train") if getattr(data, split).format == "generated"]
-    sizes = {split: getattr(data, split).start + getattr(data, split).rows for split in order}
-    stream: list[Example] = []
-    if order:
-        assert data.generator is not None, "the config wants a generator for generated splits"
-        stream = generate(data.generator, sum(sizes.values()), seed=data.seed)
-    readings = {}
-    for split in order:
-        taken, stream = stream[: sizes[split]][getattr(data, split).start :], stream[sizes[split] :]
-        readings[split] = Reading(taken, len(taken), {})
-    return {split: readings[split] if split in readings else read_split(data, split) for split in SPLITS}
+    """Read or generate each split.
+
+    A generated split has a stream of its own, which leaves out the questions of the splits that are more
+    held out: those of test in valid, and those of both in train. So another test set changes train only by
+    the questions that stand in both.
+    """
+    sources: dict[str, Source] = {split: getattr(data, split) for split in SPLITS}
+    generated = [source for source in sources.values() if source.format == "generated"]
+    if generated:
+        assert data.generator is not None, "the config requires a generator for generated splits"
+        check_size(data.generator, sum(source.start + (source.rows or 0) for source in generated))
+    readings: dict[str, Reading] = {}
+    taken: set[str] = set()
+    for split in _MOST_HELD_OUT_FIRST:
+        is_generated = sources[split].format == "generated"
+        readings[split] = _generate_split(data, split, taken) if is_generated else read_split(data, split)
+        taken.update(map(_key, readings[split].examples))
+    return {split: readings[split] for split in SPLITS}
+
+
+def _generate_split(data: DataConfig, split: str, taken: Collection[str]) -> Reading:
+    source: Source = getattr(data, split)
+    assert data.generator is not None
+    assert source.rows is not None
+    # Test keeps the stream that it had before splits had streams of their own, so published figures still hold.
+    seed = data.seed if split == "test" else f"{split}/{data.seed}"
+    examples = generate(data.generator, source.rows, seed=seed, start=source.start, taken=taken)
+    return Reading(examples, len(examples), {})
 
 
 def part_splits(
     examples: Mapping[str, list[Example]],
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, int]]]:
-    """Remove from `train` what is in `valid` or `test`, and from `valid` what is in `test`.
+    """Remove questions from `train` that are in `valid` or `test`, and from `valid` those that are in `test`.
 
-    The test split stays as published, so that its accuracies compare with those of others.
+    The test split stays as published, so that accuracies can be compared with those of others.
 
     Returns:
-        (examples, dropped): the splits, and how many each lost, by reason.
+        (examples, dropped): the splits, and the number of rows that each lost, by reason.
     """
     test = {_key(example) for example in examples["test"]}
     valid = {_key(example) for example in examples["valid"]} - test
@@ -111,7 +127,7 @@ def overlap(examples: Mapping[str, list[Example]]) -> dict[str, int]:
 
 
 def _key(example: Example) -> str:
-    # Published copies of one set differ in their spaces.
+    # Published copies of one set differ in their white space.
     return fold(example.question)
 
 
