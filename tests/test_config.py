@@ -1,20 +1,19 @@
 """Strict loading of params.yaml: every mistake is one message that names the key."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from coconut.config.params import load_params, parse_params
+from coconut.config.strict import read_yaml
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
 
 @pytest.fixture
 def tree() -> dict[str, Any]:
-    return copy.deepcopy(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))
+    return read_yaml(SHIPPED)
 
 
 def put(tree: dict[str, Any], dotted_key: str, value: Any) -> None:
@@ -65,7 +64,7 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("curriculum", {}, "curriculum: found no entry"),
         ("curriculum", None, "curriculum: found null, wanted a mapping"),
         ("train", [1], "train: found a list, wanted a mapping"),
-        ("data.generator", None, "data.train.format: found 'generated', but data.generator is null"),
+        ("data.generator", None, "data.train.format: found 'generated', but data.generator is none"),
         ("data.generator.task", "chess", "data.generator.task: found 'chess', wanted one of chained_arithmetic"),
         ("data.generator.hops", 3, "data.generator.hops: unknown key; known here: task, num_operations, modulus"),
         ("data.train.format", "gsm8k", "data.train: wanted exactly one of file"),
@@ -83,7 +82,7 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("seed", 10**30, "seed: found 1000000000000000000000000000000, wanted between 0 and"),
         ("seed", -1, "seed: found -1, wanted between 0 and"),
         ("data.test", {"format": "gsm8k", "hub": "openai/gsm8k"}, "data.test.hub_split: missing; name the split"),
-        ("data.train.rows", None, "data.train.rows: found null, wanted the number of examples"),
+        ("data.train.rows", None, "data.train.rows: found all, wanted the number of examples"),
         ("data.raw_dir", 5, "data.raw_dir: found 5 \\(a number\\), wanted text"),
         ("data.raw_dir", " ", "data.raw_dir: found an empty text, wanted a folder, such as data/raw"),
         ("data.generator.modulus", 10**13, "data.generator.modulus: found 10000000000000, wanted between 3 and 1e.12"),
@@ -177,8 +176,8 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("lr: 2.0e-3}", "lr: 2.0e-3, lr: 5}", r"line (\d+): key 'lr' stands already on line \1 of"),
-        ("  latent_1: ", "  cot: ", r"line \d+: key 'cot' stands already on line \d+ of"),
+        ("    lr: 2.0e-3\n", "    lr: 2.0e-3\n    lr: 5\n", r"line \d+: key 'lr' stands already on line \d+ of"),
+        ("  latent_1:", "  cot:", r"line \d+: key 'cot' stands already on line \d+ of"),
         ("encode:", "data:\n\nencode:", r"line \d+: key 'data' stands already on line \d+ of"),
     ],
     ids=["value", "entry", "section"],
@@ -197,7 +196,9 @@ def test_a_key_may_stand_in_two_mappings_and_an_alias_be_used_twice(tmp_path: Pa
     text = SHIPPED.read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
     path.write_text(
-        text.replace("  train: {", "  train: &rows {").replace("valid: {format: generated, rows: 1000}", "valid: *rows")
+        text.replace("  train:\n", "  train: &rows\n").replace(
+            "  valid:\n    format: generated\n    rows: 1000\n", "  valid: *rows\n"
+        )
     )
     data = load_params(path).data
     assert data.valid == data.train

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from coconut.config.params import load_params
 from coconut.config.schema import Entry, Params
+from coconut.config.strict import read_yaml
 from coconut.config.thought import parse_thought
 
 ROOT = Path(__file__).parents[1]
@@ -84,8 +84,8 @@ def test_a_recipe_holds_every_key_that_the_shipped_file_holds(path: Path) -> Non
             if key != "curriculum"
         }
 
-    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert keys(yaml.safe_load(path.read_text(encoding="utf-8"))) == keys(shipped)
+    shipped = read_yaml(ROOT / "params.yaml")
+    assert keys(read_yaml(path)) == keys(shipped)
 
 
 @pytest.mark.parametrize("name", JOURNAL)

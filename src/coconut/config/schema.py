@@ -1,15 +1,15 @@
 """`params.yaml` as frozen dataclasses: the only place where values come from.
 
-One section of the file is one dataclass. Loading is strict: an unknown key, a missing key
-or a value of the wrong type is a `ValueError` that names the key, what was found, and what
-was wanted. Numbers are coerced by the type of their field, because DVC writes `1e-05`,
-which PyYAML reads as text.
+One section of the file is one dataclass. Loading is strict: an unknown key, a missing key or a value of the wrong type
+is a `ValueError` that names the key, what was found, and what was wanted (`coconut.config.strict`). Where a value may
+be None, the file holds a word such as `all`; `null` means the same.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
+
+from coconut.config.strict import MAX_COUNT, Range, Word
 
 BASE = "base"
 """The parent of entries that start from the untouched model."""
@@ -19,21 +19,9 @@ LATENT_METHODS: tuple[str, ...] = ("coconut", "no_thoughts", "pause_as_thought")
 """Methods for which `latent_stage` says how many steps are gone."""
 
 
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, both included."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"at least {self.low:g}"
-        return f"between {self.low:g} and {self.high:g}"
-
-
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, MAX_COUNT)]
+Natural = Annotated[int, Range(0, MAX_COUNT)]
+CountOrAll = Annotated[Count | None, Word("all")]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Share = Annotated[float, Range(0, 1)]
 Beta = Annotated[float, Range(0, 0.999999)]
@@ -94,8 +82,8 @@ class Source:
     hub_revision: str | None = None
     start: Natural = 0
     """First row taken, counted from 0 over the rows read."""
-    rows: Count | None = None
-    """How many rows are taken (generated); all of them when null."""
+    rows: CountOrAll = None
+    """How many rows are taken (generated); `all` for a file or a hub set."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +96,10 @@ class DataConfig:
     train: Source
     valid: Source
     test: Source
-    generator: Generator | None
+    generator: Annotated[Generator | None, Word("none")]
     skip_bad_rows: bool
-    max_train: Count | None
-    """Training examples kept, the first ones after duplicates went; all when null."""
+    max_train: CountOrAll
+    """Training examples kept, the first ones after duplicates are dropped."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +143,7 @@ class TrainConfig:
     beta1: Beta
     beta2: Beta
     weight_decay: NonNegative
-    max_grad_norm: Positive | None
+    max_grad_norm: Annotated[Positive | None, Word("none")]
     warmup_updates: Natural
     """Updates of a fresh optimiser over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine", "linear"]
@@ -164,8 +152,8 @@ class TrainConfig:
     """True: fresh moments in each entry. False: the parent's, if it has left any."""
     select: Literal["last", "best"]
     """Which epoch's weights are kept; `best` by validation accuracy."""
-    validate_examples: Count | None
-    """Validation examples scored after each epoch; all when null."""
+    validate_examples: CountOrAll
+    """Validation examples scored after each epoch, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +162,8 @@ class EvaluateConfig:
 
     max_new_tokens: Count
     precision: Literal["fp32", "bf16"]
-    max_examples: Count | None
-    """Examples of each split that are scored, the first ones; all when null."""
+    max_examples: CountOrAll
+    """Examples of each split that are scored, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +195,12 @@ class RuntimeConfig:
     """Knobs that cannot change a result. No pipeline stage lists them as a dependency."""
 
     device: Literal["auto", "cpu", "cuda"]
-    threads: Count | None
-    """Of the CPU arithmetic; torch's own choice when null."""
-    num_workers: Count | None
-    """Processes that tokenise; one per core when null."""
+    fast: bool
+    """Whether the fast path may be used where it is proved. Either value gives the same numbers but for rounding."""
+    threads: Annotated[Annotated[int, Range(1, 4_096)] | None, Word("auto")]
+    """Threads of the CPU arithmetic; `auto` leaves the number to torch."""
+    num_workers: Annotated[Annotated[int, Range(1, 1_024)] | None, Word("auto")]
+    """Processes that tokenise; `auto` is one per core."""
     micro_batch: Literal["auto"] | Count
     """Examples per forward pass; `auto` starts from the whole update and halves on out-of-memory."""
     eval_batch: Count
@@ -227,8 +217,8 @@ class Params:
 
     model: str
     """Hub id, local Hugging Face folder, or a folder with only a `config.json` (random weights)."""
-    revision: str | None
-    """Of the hub model."""
+    revision: Annotated[str | None, Word("main")]
+    """Branch, tag or commit of a hub model."""
     seed: Seed
     data: DataConfig
     encode: EncodeConfig

@@ -1,119 +1,158 @@
-"""Strict parsing: YAML, and values by the type of their field."""
+"""Strict parsing of plain values (from YAML) by type: what is missing, unknown or of another type is an error.
 
+The type is an annotation: a frozen dataclass (a mapping with exactly its fields), `Literal`, `X | None`, `Mapping`,
+`Annotated` with a `Range` or a `Word`, or one of `int`, `float`, `bool`, `str`. Of a union of dataclasses, the first
+field says which one a mapping is.
+"""
+
+import collections.abc
 import dataclasses
 import math
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from coconut.config.schema import ChainedArithmetic, Entry, Generator, Graph, Multiplication
+from coconut.config.messages import kind_of as kind_of
+from coconut.config.messages import shown as shown
+from coconut.config.messages import suggest as suggest
 from coconut.config.yaml_reader import parse_yaml as parse_yaml
 from coconut.config.yaml_reader import read_yaml as read_yaml
 
-_TASKS: dict[str, type] = {
-    "chained_arithmetic": ChainedArithmetic,
-    "graph_sentences": Graph,
-    "graph_symbols": Graph,
-    "multiplication": Multiplication,
-}
+MAX_COUNT = 10**9
+"""Upper bound of numbers that count something, far above any that can be used."""
 
 
-MISSING_KEY = "{}: missing; add the key, recipes/ shows every one of them"
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included."""
+
+    low: float
+    high: float = math.inf
+
+    def describe(self, number: float) -> str:
+        """Say what was wanted in place of a number that is out of bounds."""
+        if self.high not in (math.inf, MAX_COUNT):
+            return f"between {self.low:g} and {self.high:g}"
+        return f"at least {self.low:g}" if number < self.low else f"at most {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Word:
+    """How None is written in a file: DVC leaves `null` blank when it writes the file again."""
+
+    text: str
 
 
 class _Missing:
-    def __repr__(self) -> str:
-        return "nothing"
+    pass
 
 
 MISSING: Any = _Missing()
+"""In place of the value of a key that is not there."""
 
 
-def kind_of(value: Any) -> str:
-    return {
-        dict: "a mapping",
-        list: "a list",
-        str: "text",
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-        _Missing: "nothing",
-    }.get(type(value), type(value).__name__)
+def _expect_value(value: Any, path: str) -> None:
+    if value is MISSING:
+        raise ValueError(f"{path}: missing; add the key, recipes/ shows every one of them")
 
 
 def expect_mapping(value: Any, path: str) -> None:
-    if value is MISSING:
-        raise ValueError(MISSING_KEY.format(path))
+    _expect_value(value, path)
     if not isinstance(value, Mapping):
         raise ValueError(f"{path}: found {kind_of(value)}, wanted a mapping of keys to values")
 
 
+def check_keys(value: Mapping[Any, Any], known: collections.abc.Collection[str], path: str) -> None:
+    """Raise a ValueError that names the first key which is not known."""
+    for key in value:
+        if key not in known:
+            place = f"{path}.{key}" if path else key
+            raise ValueError(f"{place}: unknown key; known here: {', '.join(known)}{suggest(key, known)}")
+
+
 def parse(value: Any, kind: Any, path: str) -> Any:
-    """Check `value` against the annotation `kind` and return it in that type."""
+    """Check `value` against the annotation `kind` and return it in that type.
+
+    Raises:
+        ValueError: naming the key, what was found and what was wanted.
+    """
+    _expect_value(value, path)
     origin = typing.get_origin(kind)
-    if value is MISSING:
-        raise ValueError(MISSING_KEY.format(path))
-    if kind is Generator:
-        return _parse_generator(value, path)
     if origin in (typing.Union, types.UnionType):
         return _parse_union(value, kind, path)
     if origin is Annotated:
-        base, bounds = typing.get_args(kind)
-        number = parse(value, base, path)
-        if not bounds.low <= number <= bounds.high:
-            raise ValueError(f"{path}: found {number!r}, wanted {bounds}")
-        return number
+        return _parse_annotated(value, kind, path)
     if origin is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise ValueError(f"{path}: found {value!r}, wanted one of {', '.join(map(str, choices))}")
-        return value
+        return _parse_choice(value, typing.get_args(kind), path)
+    if origin is collections.abc.Mapping:
+        expect_mapping(value, path)
+        return {key: parse(item, typing.get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, typing.cast(type, kind)) else _parse_dataclass(value, kind, path)
-    if origin is Mapping or origin is typing.get_origin(Mapping[str, Entry]):
-        return value
     return _parse_scalar(value, kind, path)
+
+
+def _parse_annotated(value: Any, kind: Any, path: str) -> Any:
+    base, rule = typing.get_args(kind)
+    if isinstance(rule, Range):
+        number = parse(value, base, path)
+        if not rule.low <= number <= rule.high:
+            raise ValueError(f"{path}: found {shown(number)}, wanted {rule.describe(number)}")
+        return number
+    assert isinstance(rule, Word)
+    if value == rule.text:
+        return None
+    try:
+        return parse(value, base, path)
+    except ValueError as error:
+        # Of a mapping the error names a key in it, in whose place the word is not wanted.
+        raise error if isinstance(value, Mapping) else ValueError(f"{error}, or {rule.text}") from None
+
+
+def _parse_choice(value: Any, choices: tuple[Any, ...], path: str) -> Any:
+    if value not in choices:
+        raise ValueError(f"{path}: found {shown(value)}, wanted one of {', '.join(choices)}{suggest(value, choices)}")
+    return value
 
 
 def _parse_dataclass(value: Any, kind: Any, path: str) -> Any:
     expect_mapping(value, path or "the file")
     hints = typing.get_type_hints(kind, include_extras=True)
+    check_keys(value, hints, path)
     prefix = f"{path}." if path else ""
-    for key in value:
-        if key not in hints:
-            raise ValueError(f"{prefix}{key}: unknown key; known here: {', '.join(hints)}")
-    arguments = {}
-    for field in dataclasses.fields(kind):
-        if field.name not in value and field.default is not dataclasses.MISSING:
-            continue
-        arguments[field.name] = parse(value.get(field.name, MISSING), hints[field.name], prefix + field.name)
-    return kind(**arguments)
-
-
-def _parse_generator(value: Any, path: str) -> Any:
-    expect_mapping(value, path)
-    task = value.get("task")
-    if not isinstance(task, str) or task not in _TASKS:
-        raise ValueError(f"{path}.task: found {task!r}, wanted one of {', '.join(_TASKS)}")
-    return _parse_dataclass(value, _TASKS[task], path)
+    return kind(
+        **{
+            field.name: parse(value.get(field.name, MISSING), hints[field.name], prefix + field.name)
+            for field in dataclasses.fields(kind)
+            if field.name in value or field.default is dataclasses.MISSING
+        }
+    )
 
 
 def _parse_union(value: Any, kind: Any, path: str) -> Any:
     members = typing.get_args(kind)
     if value is None and type(None) in members:
         return None
-    alternatives = [member for member in members if member is not type(None)]
-    if set(alternatives) == set(typing.get_args(Generator)):
-        return _parse_generator(value, path)
+    members = tuple(member for member in members if member is not type(None))
+    if len(members) > 1 and all(map(dataclasses.is_dataclass, members)):
+        return _parse_tagged(value, members, path)
     errors = []
-    for member in alternatives:
+    for member in members:
         try:
             return parse(value, member, path)
         except ValueError as error:
             errors.append(str(error))
-    raise ValueError(errors[0] if len(errors) == 1 else "; or ".join(errors))
+    raise ValueError("; or ".join(errors))
+
+
+def _parse_tagged(value: Any, members: tuple[Any, ...], path: str) -> Any:
+    expect_mapping(value, path)
+    tag = dataclasses.fields(members[0])[0].name
+    by_choice = {choice: member for member in members for choice in typing.get_args(typing.get_type_hints(member)[tag])}
+    choice = parse(value.get(tag, MISSING), Literal[tuple(by_choice)], f"{path}.{tag}")
+    return _parse_dataclass(value, by_choice[choice], path)
 
 
 def _parse_scalar(value: Any, kind: type, path: str) -> Any:
@@ -128,4 +167,12 @@ def _parse_scalar(value: Any, kind: type, path: str) -> Any:
     elif type(value) is kind:
         return value
     names = {float: "a finite number", int: "a whole number", str: "text", bool: "true or false"}
-    raise ValueError(f"{path}: found {value!r} ({kind_of(value)}), wanted {names[kind]}")
+    raise ValueError(f"{path}: found {shown(value)} ({kind_of(value)}), wanted {names[kind]}{_cure(value, kind)}")
+
+
+def _cure(value: Any, kind: type) -> str:
+    if kind is str and type(value) in (int, float, bool):
+        return "; quote it if it is text"
+    if kind is int and type(value) is float and value.is_integer() and abs(value) <= MAX_COUNT:
+        return f"; write it without a point or exponent: {value:.0f}"
+    return ""

@@ -1,0 +1,161 @@
+"""The rules between the keys of `params.yaml`; a value by itself is checked by its type in `coconut.config.schema`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, Source
+from coconut.config.strict import kind_of, shown, suggest
+from coconut.config.thought import parse_thought
+
+_ENTRY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+_TAKEN = (BASE, "report", "logs", "evaluations", "overnight")
+"""Other folders below `outputs/`."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+
+# --- the curriculum -------------------------------------------------------------------------
+
+
+def check_entry_names(names: Iterable[Any]) -> None:
+    """Refuse names that DVC drops or that cannot be folders side by side."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"curriculum: key {name!r} is {kind_of(name)}, wanted text"
+                f' (DVC silently drops such entries); quote it and start with a letter: "stage_{name}"'
+            )
+        if not _ENTRY_NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise ValueError(
+                f"curriculum.{name}: not a usable name; wanted letters, digits, '_' and '-', starting with"
+                f" a letter, and not {', '.join(_TAKEN[:-1])} or {_TAKEN[-1]}: it becomes a folder below outputs/"
+            )
+        if name.lower() in seen:
+            raise ValueError(
+                f"curriculum.{name}: differs from {seen[name.lower()]} only in upper and lower case, wanted another"
+                " name: some disks keep both in one folder below outputs/"
+            )
+        seen[name.lower()] = name
+    if not seen:
+        raise ValueError("curriculum: found no entry, wanted at least one")
+
+
+def check_curriculum(entries: Mapping[str, Entry]) -> None:
+    """Check that the parents make a tree from `base`, and each entry's keys against each other."""
+    for name, entry in entries.items():
+        if entry.parent != BASE and entry.parent not in entries:
+            raise ValueError(
+                f"curriculum.{name}.parent: found {shown(entry.parent)}, wanted {BASE!r} or an entry:"
+                f" {', '.join(entries)}{suggest(entry.parent, [BASE, *entries])}"
+            )
+    for name, entry in entries.items():
+        _check_lineage(entries, name)
+        _check_thought(entry)
+        _check_icot(entry)
+        _check_stage(entry, None if entry.parent == BASE else entries[entry.parent])
+
+
+def _check_lineage(entries: Mapping[str, Entry], name: str) -> None:
+    lineage = [name]
+    while (parent := entries[lineage[-1]].parent) != BASE:
+        if parent in lineage:
+            raise ValueError(
+                f"curriculum.{name}.parent: a cycle, {' <- '.join([*lineage, parent])}; let one of them start from base"
+            )
+        lineage.append(parent)
+
+
+def _check_thought(entry: Entry) -> None:
+    try:
+        parse_thought(entry.latent.thought)
+    except ValueError as error:
+        raise ValueError(f"curriculum.{entry.name}.{error}") from None
+
+
+def _check_icot(entry: Entry) -> None:
+    path = f"curriculum.{entry.name}"
+    if entry.method != "icot":
+        keys = ("icot_tokens_per_epoch", "icot_smoothing", "icot_remove_all_at")
+        if given := [key for key in keys if getattr(entry, key) is not None]:
+            raise ValueError(f"{path}.{given[0]}: only for method icot, found method {entry.method}; take it out")
+        return
+    if entry.icot_tokens_per_epoch is None or entry.icot_smoothing is None:
+        raise ValueError(f"{path}: method icot needs icot_tokens_per_epoch and icot_smoothing; add both")
+    if entry.train.select != "last":
+        raise ValueError(
+            f"{path}.select: found {entry.train.select!r}, wanted 'last' with method icot,"
+            " whose early epochs are scored with more of the reasoning left"
+        )
+
+
+def _check_stage(entry: Entry, parent: Entry | None) -> None:
+    path = f"curriculum.{entry.name}.latent_stage"
+    if entry.method not in LATENT_METHODS:
+        if entry.latent_stage != 0:
+            raise ValueError(f"{path}: found {entry.latent_stage}, wanted 0 with method {entry.method}")
+    elif parent is not None and entry.latent_stage < parent.latent_stage:
+        raise ValueError(
+            f"{path}: found {entry.latent_stage}, wanted at least {parent.latent_stage},"
+            f" the stage of its parent {parent.name!r}"
+        )
+
+
+# --- the data -------------------------------------------------------------------------------
+
+
+def check_data(data: DataConfig) -> None:
+    """Check that each split has one place to come from, and one that DVC watches for changes."""
+    if not data.raw_dir.strip():
+        raise ValueError("data.raw_dir: found an empty text, wanted a folder, such as data/raw")
+    for split, source in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        path = f"data.{split}"
+        if source.format == "generated":
+            _check_generated(source, path, data)
+            continue
+        if (source.file is None) == (source.hub is None):
+            raise ValueError(f"{path}: wanted exactly one of file (below data.raw_dir) and hub, found both or none")
+        if source.file is not None:
+            _check_file(source.file, f"{path}.file", data.raw_dir)
+        if source.hub is not None:
+            _check_hub(source.hub, f"{path}.hub")
+            if source.hub_split is None:
+                raise ValueError(f"{path}.hub_split: missing; name the split of {source.hub} to read, such as train")
+
+
+def _check_generated(source: Source, path: str, data: DataConfig) -> None:
+    if data.generator is None:
+        raise ValueError(f"{path}.format: found 'generated', but data.generator is none; give it a task")
+    if source.rows is None:
+        raise ValueError(f"{path}.rows: found all, wanted the number of examples to generate")
+    if source.file is not None or source.hub is not None:
+        raise ValueError(f"{path}: found a file or hub beside format 'generated', which reads none; take it out")
+
+
+def _check_file(file: str, path: str, raw_dir: str) -> None:
+    pure = PurePath(file)
+    for folder in (PurePath(raw_dir), Path(raw_dir).absolute()):
+        if folder.parts and pure.is_relative_to(folder) and not Path(raw_dir, file).resolve().exists():
+            raise ValueError(
+                f"{path}: found {shown(file)}, which begins with data.raw_dir ({raw_dir}), below which it is looked up;"
+                f" did you mean {pure.relative_to(folder)}?"
+            )
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(
+            f"{path}: found {shown(file)}, wanted a path below data.raw_dir, which DVC watches for changes;"
+            " move the file there, or set data.raw_dir to its folder"
+        )
+
+
+def _check_hub(hub: str, path: str) -> None:
+    if Path(hub).expanduser().exists():
+        raise ValueError(
+            f"{path}: found {shown(hub)}, which is a file or folder here, wanted the id of a data set on the hub:"
+            " DVC watches only data.raw_dir for changes; put the data there and name the file with file:"
+        )
+    if not _HUB_ID.fullmatch(hub):
+        raise ValueError(
+            f"{path}: found {shown(hub)}, wanted the id of a data set on the hub, such as openai/gsm8k;"
+            " data of your own belongs below data.raw_dir, named with file:"
+        )
