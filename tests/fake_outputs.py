@@ -12,7 +12,7 @@ from coconut.evaluation.statistics import wilson_interval
 
 HISTORY_HEAD = (
     "entry,epoch,update,train_loss,grad_norm,lr,valid_loss,valid_accuracy,first_update_loss,first_update_accuracy,"
-    "num_latents,tokens,padding_share,tokens_per_s,ms_per_update,seconds"
+    "num_latents,tokens,padding_share,tokens_per_s,ms_per_update,seconds,cpu_seconds,load"
 )
 
 CURRICULUM = {
@@ -35,8 +35,14 @@ def fake_params(**changes: Any) -> Params:
     return params
 
 
-def write_entry(outputs_dir: Path, name: str, *, right: str, method: str = "coconut", thoughts: int = 0) -> None:
-    """Write the four files of an entry; `right` is one character a test example, `+` for right ones."""
+def write_entry(
+    outputs_dir: Path, name: str, *, right: str, method: str = "coconut", thoughts: int = 0, cpu_share: float = 1.0
+) -> None:
+    """Write the files of an entry; `right` is one character a test example, `+` for right ones.
+
+    Args:
+        cpu_share: CPU seconds per second of the clock.
+    """
     entry_dir = outputs_dir / name
     entry_dir.mkdir(parents=True)
     low, high = wilson_interval(right.count("+"), len(right))
@@ -49,7 +55,7 @@ def write_entry(outputs_dir: Path, name: str, *, right: str, method: str = "coco
         "generated_tokens": 3.0,
         "thoughts": float(thoughts),
         "truncated_share": 0.0,
-        "no_answer_share": 0.0,
+        "no_answer_share": right.count("-") / len(right),
         "cot_match": 0.5 if method == "cot" else None,
         "valid_accuracy": 0.5,
         "valid_loss": 0.25,
@@ -78,8 +84,8 @@ def write_entry(outputs_dir: Path, name: str, *, right: str, method: str = "coco
     (entry_dir / "predictions.jsonl").write_text(lines, encoding="utf-8")
     rate, ms = 10000 / (1 + thoughts), 50.0 * (1 + thoughts)
     rows = [
-        f"{name},1,4,2.0,1.0,0.002,2.1,0.25,2.3,0.1,{thoughts},4000,0.125,{rate},{ms},1.5",
-        f"{name},2,8,1.0,1.0,0.002,1.1,0.50,,,{thoughts},4000,0.125,{rate},{ms},3.0",
+        f"{name},1,4,2.0,1.0,0.002,2.1,0.25,2.3,0.1,{thoughts},4000,0.125,{rate},{ms},1.5,{cpu_share * 1.5},0.5",
+        f"{name},2,8,1.0,1.0,0.002,1.1,0.50,,,{thoughts},4000,0.125,{rate},{ms},3.0,{cpu_share * 3.0},0.5",
     ]
     (entry_dir / "history.csv").write_text("\n".join([HISTORY_HEAD, *rows]) + "\n", encoding="utf-8")
 

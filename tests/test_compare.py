@@ -155,7 +155,7 @@ def test_an_experiment_whose_stages_failed_is_left_out_of_the_tables(tmp_path):
     ("params", "message"),
     [
         (None, "a: holds no params.yaml; name an experiment of this pipeline"),
-        ("model: [", "a: params.yaml: while parsing"),
+        ("model: [", "a: params.yaml: not valid YAML: line 2, column 1: "),
         ("model: x", "a: params.yaml: latent: missing"),
         ("", "a: params.yaml: the file: found null, wanted a mapping"),
     ],
@@ -220,18 +220,18 @@ def test_experiments_are_read_through_dvc_from_its_cache(run):
         seed = [] if "seed" in changes else ["-S", "seed=0"]
         done = run("dvc", "exp", "run", "-q", "-n", name, "-S", changes, *seed)
         assert done.returncode == 0, done.stderr
-    done = run(sys.executable, "-m", "coconut.report.compare")
+    done = run(sys.executable, "-m", "coconut", "compare")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:2] == ["A  the first: HEAD (seed 0), s1 (seed 1), s2 (seed 2)", "B  model=x: other (seed 0)"]
     assert "cot       A      0: 1.000  1: 0.750  2: 0.500      3  0.750 [0.129, 1.000]" in lines
-    named = run(sys.executable, "-m", "coconut.report.compare", "s2", "HEAD")
+    named = run(sys.executable, "-m", "coconut", "compare", "s2", "HEAD")
     assert named.stdout.splitlines()[-2] == "cot       0.500                    1        +0.500"
 
 
 @pytest.mark.slow
 def test_an_unknown_experiment_is_one_line_and_exit_code_1(run):
-    done = run(sys.executable, "-m", "coconut.report.compare", "nope")
+    done = run(sys.executable, "-m", "coconut", "compare", "nope")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("compare: nope: unknown Git revision 'nope'; `dvc exp list` and `git log` show")
+    assert done.stderr.startswith("coconut: nope: unknown Git revision 'nope'; `dvc exp list` and `git log` show")
     assert "Traceback" not in done.stderr

@@ -1,24 +1,25 @@
-"""`python -m coconut.report.compare [name ...]`: DVC experiments against each other, for `make compare`.
+"""`coconut compare [name ...]`: DVC experiments against each other.
 
 Experiments whose params differ in nothing but the seed form a *group*: its accuracies get a mean and an
 interval over seeds. Groups are then compared with the first one, by the paired differences over common
 seeds and by McNemar's test over the examples of each seed.
 """
 
-import argparse
 import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coconut.config.params import parse_params
+from coconut.config.strict import parse_yaml
 from coconut.evaluation.statistics import mean_interval
-from coconut.report.results import ReadText, Result, read_results
-from coconut.report.tables import NOTHING, Table, flatten, format_p, paired_p
+from coconut.report.provenance import judge
+from coconut.report.results import ReadText, Result, evaluate_stage, read_results
+from coconut.report.tables import Table, paired_p
+from coconut.report.text import NOTHING, flatten, format_p, visible
 
 WORKSPACE = "workspace"
 
@@ -34,9 +35,11 @@ class Experiment:
     params: Mapping[str, Any]
     """Flat; without the seed and without `runtime`, which changes no result."""
     results: Sequence[Result]
+    left_out: Sequence[str] = ()
+    """Entries whose numbers are not of these params, code and data."""
 
     def result(self, entry: str) -> Result | None:
-        """What it has on one entry of its curriculum."""
+        """Return what it has on one entry of its curriculum."""
         return next((result for result in self.results if result.name == entry), None)
 
 
@@ -49,16 +52,22 @@ class Group:
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """What its experiments share."""
+        """Return what its experiments share."""
         return self.experiments[0].params
 
     def by_seed(self) -> dict[int, Experiment]:
-        """Its experiments by their seeds, smallest first."""
+        """Return its experiments by their seeds, smallest first."""
         return {experiment.seed: experiment for experiment in sorted(self.experiments, key=lambda one: one.seed)}
 
 
-def read_experiment(name: str, read_text: Callable[[str], str | None]) -> Experiment:
-    """Read one experiment, `read_text` taking paths from the repository's top.
+def read_experiment(
+    name: str, read_text: Callable[[str], str | None], *, marks: Mapping[str, str] | None = None
+) -> Experiment:
+    """Read one experiment.
+
+    Args:
+        read_text: takes paths from the repository's top.
+        marks: by stage that is not up to date, why; results of such stages are left out.
 
     Raises:
         ValueError: it has no params.yaml, or one that this version does not understand.
@@ -66,14 +75,16 @@ def read_experiment(name: str, read_text: Callable[[str], str | None]) -> Experi
     text = read_text("params.yaml")
     if text is None:
         raise ValueError(f"{name}: holds no params.yaml; name an experiment of this pipeline (`dvc exp list`)")
+    tree = parse_yaml(text, f"{name}: params.yaml")
     try:
-        tree = yaml.safe_load(text)
         params = parse_params(tree)
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{name}: params.yaml: {error}") from None
     flat = flatten({key: value for key, value in tree.items() if key not in ("seed", "runtime")})
-    results = read_results(params.curriculum, lambda path: read_text(f"outputs/{path}"))
-    return Experiment(name, params.seed, flat, results)
+    everything = read_results(params.curriculum, lambda path: read_text(f"outputs/{path}"))
+    results = [result for result in everything if evaluate_stage(result.name) not in (marks or {})]
+    left_out = [result.name for result in everything if result not in results and result.metrics is not None]
+    return Experiment(name, params.seed, flat, results, left_out)
 
 
 def group_experiments(experiments: Sequence[Experiment]) -> list[Group]:
@@ -131,20 +142,26 @@ def pairs_table(first: Group, other: Group) -> Table:
 
 
 def describe(groups: Sequence[Group]) -> str:
-    """Lines that say which experiments a letter stands for, and what its params change."""
+    """Say which experiments a letter stands for, and what its params change."""
     lines = []
     for group in groups:
         names = ", ".join(f"{one.name} (seed {one.seed})" for one in group.by_seed().values())
         changes = _describe_changes(groups[0].params, group.params) if group is not groups[0] else "the first"
-        lines.append(f"{group.letter}  {changes}: {names}")
+        lines.append(visible(f"{group.letter}  {changes}: {names}"))
+    lines += [
+        f"{one.name}: left out, because their stages are not up to date: {', '.join(one.left_out)}"
+        for group in groups
+        for one in group.experiments
+        if one.left_out
+    ]
     return "\n".join(lines)
 
 
 def compare(experiments: Sequence[Experiment]) -> str:
-    """The whole text for the terminal."""
+    """Write the whole text for the terminal."""
     groups = group_experiments(experiments)
     if len(experiments) == 2 and len(groups) == 1 and len(groups[0].experiments) == 2:
-        # Two that were named and differ in the seed alone: the question is how they differ.
+        # Two named experiments that differ in the seed alone are to be compared, not averaged.
         groups = [Group(_letter(order), [experiment]) for order, experiment in enumerate(experiments)]
     blocks = [describe(groups), _text_or_nothing(seeds_table(groups))]
     for other in groups[1:]:
@@ -154,7 +171,7 @@ def compare(experiments: Sequence[Experiment]) -> str:
 
 
 def list_experiments() -> list[str]:
-    """Names of the experiments that DVC holds for the current commit."""
+    """Ask DVC for the names of the experiments of the current commit."""
     command = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
@@ -168,13 +185,13 @@ def open_revision(name: str) -> ReadText:
     Raises:
         ValueError: DVC knows no such name.
     """
-    # Imported here: what tests and the report share needs no DVC.
+    # Imported here, so that readers of files need no DVC.
     from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]
 
     try:
         files = DVCFileSystem(rev=None if name == WORKSPACE else name)
-        assert files.repo is not None  # It opens lazily; an unknown name shows only now.
+        assert files.repo is not None  # It opens lazily, so an unknown name raises only here.
     except DvcException as error:
         raise ValueError(f"{name}: {error}; `dvc exp list` and `git log` show what there is") from None
 
@@ -187,17 +204,15 @@ def open_revision(name: str) -> ReadText:
     return read_text
 
 
-def main() -> None:
+def run(names: Sequence[str]) -> int:
     """Print the comparison of the named experiments, or of all of the current commit."""
-    parser = argparse.ArgumentParser(prog="python -m coconut.report.compare", description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"experiments, git revisions or {WORKSPACE!r}")
-    asked = parser.parse_args().names
-    try:
-        names = asked or ["HEAD", *list_experiments(), WORKSPACE]
-        experiments = [read_experiment(name, open_revision(name)) for name in names]
-    except (ValueError, OSError) as error:
-        sys.exit(f"compare: {error}")
+    marks = judge(Path()).marks
+    experiments = [
+        read_experiment(name, open_revision(name), marks=marks if name == WORKSPACE else {})
+        for name in names or ["HEAD", *list_experiments(), WORKSPACE]
+    ]
     sys.stdout.write(compare(experiments))
+    return 0
 
 
 def _same_run(one: Experiment, other: Experiment | None) -> bool:
@@ -214,7 +229,7 @@ def _letter(order: int) -> str:
 
 
 def _entries(groups: Sequence[Group]) -> list[str]:
-    """Every entry of any of them, in the order of the first that has it."""
+    """Name every entry of any of them, in the order of the first that has it."""
     names = (result.name for group in groups for experiment in group.experiments for result in experiment.results)
     return list(dict.fromkeys(names))
 
@@ -241,7 +256,7 @@ def _format_mean(values: Sequence[float]) -> str:
     mean, low, high = mean_interval(values)
     if not math.isfinite(low):
         return f"{mean:.3f}"
-    # The t interval knows nothing of shares.
+    # The t interval may leave [0, 1]; a share cannot.
     return f"{mean:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"
 
 
@@ -252,7 +267,3 @@ def _format_difference(values: Sequence[float]) -> str:
 
 def _text_or_nothing(table: Table) -> str:
     return table.to_text() if table.rows else NOTHING
-
-
-if __name__ == "__main__":
-    main()

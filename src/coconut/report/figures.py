@@ -4,7 +4,6 @@ Only matplotlib's object interface is used: no backend, no global state, no disp
 """
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from coconut.evaluation.statistics import wilson_interval
-from coconut.report.results import Result, find_last, find_lineage
+from coconut.report.results import Result, count_updates_before, find_last, find_lineage
 
 _OTHER_COLOURS = ("#d62728", "#ff7f0e", "#8c564b", "#9467bd", "#e377c2", "#bcbd22", "#7f7f7f", "#17becf")
 _MARKERS = "osD^vPX"
-"""Of one colour each in turn, once all colours are used."""
+"""The marker changes each time all colours are used up."""
 _GREY = "#808080"
 
 
 def draw_figures(results: Sequence[Result]) -> dict[str, bytes]:
-    """Every figure for which there is data, by name."""
+    """Draw every figure for which there is data, by name."""
     drawers: dict[str, Callable[[Sequence[Result]], Figure | None]] = {
         "accuracy": _draw_accuracy,
         "loss": _draw_loss,
@@ -36,7 +35,7 @@ def draw_figures(results: Sequence[Result]) -> dict[str, bytes]:
 
 def _to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Software: None leaves out matplotlib's version; PNG carries no date unless told.
+    # Without matplotlib's version, which `Software: None` leaves out, the bytes do not depend on it.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -59,7 +58,7 @@ def _draw_accuracy(results: Sequence[Result]) -> Figure | None:
     axes.plot([], [], "o", color=_GREY, label="test, after training, 95 % interval")
     axes.plot([], [], "o", mfc="white", color=_GREY, label="validation, before the first update")
     axes.set(xlim=(-0.03, 1.03), ylim=(len(scored) - 0.5, -0.5), xlabel="accuracy")
-    axes.set_yticks(range(len(scored)), [result.name for result in scored])
+    axes.set_yticks(range(len(scored)), [result.label for result in scored])
     _legend_above(axes, num_columns=2)
     return figure
 
@@ -72,13 +71,13 @@ def _draw_loss(results: Sequence[Result]) -> Figure | None:
     styles = _styles(results)
     for axes, column, title in zip(panels, ("train_loss", "valid_loss"), ("training", "validation"), strict=True):
         for result in trained:
-            before = sum(_num_updates(ancestor) for ancestor in find_lineage(results, result.name)[:-1])
+            before = count_updates_before(results, result)
             points = [
                 (before + (row.get("update") or 0), loss)
                 for row in result.history
                 if (loss := row.get(column)) is not None and loss > 0
             ]
-            axes.plot(*_transpose(points), ms=3, lw=1.2, label=result.name, **styles[result.name])
+            axes.plot(*_transpose(points), ms=3, lw=1.2, label=result.training_label, **styles[result.name])
         axes.set(yscale="log", xlabel="updates since the untouched model", title=f"{title} loss, nats per token")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -99,7 +98,7 @@ def _draw_steps(results: Sequence[Result]) -> Figure | None:
     figure, axes = _new_figure(width=width, height=_height_for_legend(scored))
     styles = _styles(results)
     for order, result in enumerate(scored):
-        # Side by side within a group, or the intervals would hide each other.
+        # Entries stand side by side within a group, so that no interval hides another.
         shift = 0.7 * ((order + 0.5) / len(scored) - 0.5)
         for column, num_steps in enumerate(groups):
             right = [prediction.right for prediction in result.predictions if prediction.num_steps == num_steps]
@@ -108,7 +107,7 @@ def _draw_steps(results: Sequence[Result]) -> Figure | None:
             accuracy, (low, high) = sum(right) / len(right), wilson_interval(sum(right), len(right))
             error = [[accuracy - low], [high - accuracy]]
             axes.errorbar(column + shift, accuracy, yerr=error, ls="", ms=4, capsize=2, **styles[result.name])
-        axes.plot([], [], ls="", ms=4, label=result.name, **styles[result.name])
+        axes.plot([], [], ls="", ms=4, label=result.label, **styles[result.name])
     for column in range(1, len(groups)):
         axes.axvline(column - 0.5, color="#dddddd", lw=0.8)
     axes.set(ylim=(-0.04, 1.04), xlim=(-0.5, len(groups) - 0.5), ylabel="test accuracy")
@@ -123,7 +122,7 @@ def _draw_seconds(results: Sequence[Result]) -> Figure | None:
     if not timed:
         return None
     figure, axes = _new_figure(width=8.0, height=1.2 + 0.32 * len(timed))
-    names = [result.name for result in timed]
+    names = [result.label for result in timed]
     training = [result.metric("train_seconds") or 0.0 for result in timed]
     scoring = [(result.metric("seconds_per_example") or 0) * (result.metric("num_examples") or 0) for result in timed]
     axes.barh(names, training, color="#4c78a8", label="training")
@@ -165,7 +164,7 @@ def _draw_speed(results: Sequence[Result]) -> Figure | None:
             axes.plot(*_transpose(points), ms=3, lw=1.2, **styles[result.name])
             start = end
         top = max(axes.get_ylim()[1], 1e-3)
-        # From 0, so that heights compare; a little room, so that the frame cuts no point.
+        # Panels start at 0 so that heights can be compared; the margin keeps points off the frame.
         axes.set(ylabel=label, xlim=(-0.5, num_epochs - 0.5), ylim=(-0.05 * top, 1.05 * top))
         axes.set_xticks([])
     _name_bands(panels[-1], trained)
@@ -173,7 +172,7 @@ def _draw_speed(results: Sequence[Result]) -> Figure | None:
 
 
 _MANY = 12
-"""Entries from which on names stand upright, or they would run into each other."""
+"""With more entries than this, names are written vertically so that they do not overlap."""
 
 
 def _name_bands(axes: Any, trained: Sequence[Result]) -> None:
@@ -181,7 +180,7 @@ def _name_bands(axes: Any, trained: Sequence[Result]) -> None:
     centres = [end - (len(result.history) + 1) / 2 for end, result in zip(ends, trained, strict=True)]
     many = len(trained) > _MANY
     turn = {"rotation": 90, "va": "center", "fontsize": 7} if many else {"rotation": 30}
-    axes.set_xticks(centres, [result.name for result in trained], ha="right", rotation_mode="anchor", **turn)
+    axes.set_xticks(centres, [result.training_label for result in trained], ha="right", rotation_mode="anchor", **turn)
     axes.set_xlabel("epochs of every entry, in the curriculum's order")
 
 
@@ -196,7 +195,7 @@ def _new_figure(*, width: float, height: float = 4.0, num_rows: int = 1, num_col
 
 
 def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Colour and marker: the curriculum of `coconut` in ever darker blue, `cot` green, others their own."""
+    """Choose colour and marker: `coconut` in ever darker blue along its curriculum, `cot` green, others their own."""
     reference = find_last(results, "coconut")
     lineage = [] if reference is None else find_lineage(results, reference.name)
     chain = [result.name for result in lineage if result.method == "coconut"]
@@ -225,11 +224,5 @@ def _height_for_legend(results: Sequence[Result]) -> float:
     return max(4.0, 0.4 + 0.18 * len(results))
 
 
-def _num_updates(result: Result) -> float:
-    updates = [row.get("update") or 0 for row in result.history]
-    return max(updates, default=0)
-
-
 def _transpose(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    finite = [point for point in points if all(map(math.isfinite, point))]
-    return [x for x, _ in finite], [y for _, y in finite]
+    return [x for x, _ in points], [y for _, y in points]

@@ -1,4 +1,4 @@
-"""Table 1 of the paper beside ours, where the curriculum holds the paper's arms.
+"""Table 1 of the paper next to our results, where the curriculum holds the paper's arms.
 
 Source: Hao et al. 2024 (arXiv:2412.06769), table 1.
 """
@@ -6,7 +6,8 @@ Source: Hao et al. 2024 (arXiv:2412.06769), table 1.
 from collections.abc import Sequence
 
 from coconut.report.results import Result, find_end, find_lineage
-from coconut.report.tables import NOTHING, Table, format_accuracy, format_number, format_p, paired_p
+from coconut.report.tables import Table, format_accuracy, paired_p
+from coconut.report.text import NOTHING, format_number, format_p
 
 _WITHOUT_CURRICULUM = "- w/o curriculum"
 
@@ -20,9 +21,9 @@ _METHODS = {
     "- w/o thought": "no_thoughts",
     "- pause as thought": "pause_as_thought",
 }
-"""The paper's arms in its order, and our name of the method."""
+"""Maps the paper's arms, in its order, to our names of the methods."""
 
-# Accuracy in % and tokens on GSM8K, ProntoQA, ProsQA; spreads as far as the replication notes have them.
+# Accuracy in % and tokens on GSM8K, ProntoQA, ProsQA; with a spread where the paper gives one.
 _PUBLISHED = {
     "CoT": ("42.9 ±0.2, 25.0", "98.8, 92.5", "77.5 ±1.9, 49.4"),
     "No-CoT": ("16.5 ±0.5, 2.2", "93.8, 3.0", "76.7, 8.2"),
@@ -53,7 +54,7 @@ def paper_table(results: Sequence[Result]) -> Table | None:
         ours = [NOTHING] * 4
         if arm in arms:
             p = None if reference is None or arm == "Coconut" else paired_p(arms[arm], reference)
-            ours = [arms[arm].name, format_accuracy(arms[arm]), _format_tokens(arms[arm]), format_p(p)]
+            ours = [arms[arm].label, format_accuracy(arms[arm]), _format_tokens(arms[arm]), format_p(p)]
         rows.append([arm, *ours, *published])
     return Table(header, rows, num_text_columns=2)
 

@@ -1,0 +1,68 @@
+"""Which results are of this run: of the present params, code and data, as `dvc.lock` records them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coconut.files import explain
+from coconut.layout import OUTPUTS_DIR
+from coconut.pipeline.status import Row, stage_rows
+from coconut.report.tables import Table
+
+ANOTHER_RUN = "of another run"
+SHIPPED = "shipped"
+
+_MEANINGS = {
+    ANOTHER_RUN: "its stage is not up to date, so the numbers are of other params, code or data",
+    SHIPPED: "the numbers came with the repository and were not made here",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of the run that the outputs are of."""
+
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """By pipeline stage that is not up to date: why its outputs are not of this run."""
+    unfinished: Sequence[Row] = ()
+    """The stages that are not up to date."""
+    problem: str | None = None
+    """Why nothing is known."""
+
+    def explain(self, labels: Sequence[str]) -> str:
+        """Say what the marks in `labels` mean; nothing where there are none."""
+        used = [mark for mark in _MEANINGS if any(label.endswith(f"({mark})") for label in labels)]
+        sentences = [f"({mark}): {_MEANINGS[mark]}." for mark in used]
+        if used:
+            sentences.append("`dvc repro` makes them anew.")
+        if self.problem is not None:
+            sentences.append(f"Whether these numbers are of the present params.yaml is not known: {self.problem}.")
+        return " ".join(sentences)
+
+    def table(self) -> Table:
+        """One row for each stage that is not up to date."""
+        rows = [[row.stage, row.state, row.detail] for row in self.unfinished]
+        return Table(["stage", "state", "why"], rows, num_text_columns=3)
+
+
+def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
+    """Judge every stage of the pipeline.
+
+    Args:
+        ignore: stages that do not count, as the one that asks.
+    """
+    try:
+        # The first row of a stage is that of this work tree; experiments in others come after.
+        first = {row.stage: row for row in reversed(stage_rows(root))}
+    except (ValueError, OSError) as error:
+        return Provenance(problem=explain(error))
+    rows = [row for row in reversed(first.values()) if row.state != "done" and row.stage not in ignore]
+    return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows)
+
+
+def _mark(stage: str, root: Path) -> str:
+    """Tell numbers that only git holds from those that a run left here, predictions and all."""
+    entry = "base" if stage == "evaluate_base" else stage.partition("@")[2]
+    folder = root / OUTPUTS_DIR / entry
+    is_shipped = stage.startswith("evaluate") and not (folder / "predictions.jsonl").exists()
+    return SHIPPED if is_shipped else ANOTHER_RUN

@@ -1,0 +1,50 @@
+"""`coconut table` and `coconut report`: the results in a terminal, and the path of their page."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from coconut.config.params import load_params
+from coconut.files import writing
+from coconut.layout import OUTPUTS_DIR, REPORT_DIR
+from coconut.report.paper import paper_table
+from coconut.report.provenance import judge
+from coconut.report.results import read_folder, read_results
+from coconut.report.tables import accuracy_table
+
+PARTIAL_REPORT_DIR = OUTPUTS_DIR / "partial-report"
+"""Not an output of DVC, which owns `REPORT_DIR` and deletes it when the stage `report` begins."""
+
+
+def run_table() -> int:
+    """Print one row for each entry of the curriculum, and the paper's layout where its arms were run."""
+    params = load_params()
+    provenance = judge(Path())
+    results = read_results(params.curriculum, read_folder(OUTPUTS_DIR), marks=provenance.marks)
+    tables = [accuracy_table(results), paper_table(results)]
+    blocks = [table.to_text() for table in tables if table is not None]
+    blocks.append(provenance.explain([result.label for result in results]))
+    sys.stdout.write("\n".join(block + "\n" for block in blocks if block))
+    return 0
+
+
+def run_report() -> int:
+    """Print the path of the page, as the last line; write a partial one where the stage `report` is not up to date."""
+    # Imported here: matplotlib is needed by the page only.
+    from coconut.report.page import PAGE_FILE, write_report
+
+    params = load_params()
+    provenance = judge(Path())
+    if provenance.problem is None and not provenance.unfinished:
+        sys.stdout.write(f"{REPORT_DIR / PAGE_FILE}\n")
+        return 0
+    shutil.rmtree(PARTIAL_REPORT_DIR, ignore_errors=True)  # It may hold figures that are not drawn this time.
+    with writing(PARTIAL_REPORT_DIR):
+        write_report(params, OUTPUTS_DIR, PARTIAL_REPORT_DIR, provenance)
+    num_stages = len(provenance.unfinished)
+    if provenance.problem is None:
+        sys.stdout.write(
+            f"{num_stages} stage{'s are' if num_stages != 1 else ' is'} not up to date; the page says why.\n"
+        )
+    sys.stdout.write(f"{PARTIAL_REPORT_DIR / PAGE_FILE}\n")
+    return 0

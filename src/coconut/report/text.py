@@ -1,0 +1,97 @@
+"""How values become text in tables, on pages and in a terminal."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+NOT_THERE = "not there"
+"""Stands where a file is missing, as after a failed pipeline stage."""
+NOTHING = "-"
+
+_JOINERS = "\u200c\u200d"
+"""Format characters that ordinary text of some scripts, and emoji, contain."""
+
+
+def visible(text: str) -> str:
+    r"""Escape what a terminal or a browser would obey instead of showing: control and format characters.
+
+    Lone surrogates are escaped too: UTF-8 has no bytes for them.
+
+    >>> print(visible("a\x1b[31mb\n\u202e5\ud800, naïve 数"))
+    a\x1b[31mb\n\u202e5\ud800, naïve 数
+    """
+    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def shorten(text: str) -> str:
+    r"""Put a text on one line of at most 120 characters.
+
+    >>> shorten("4\n### 5")
+    '4 ⏎ ### 5'
+    """
+    parts = (re.sub(r"[ \t]+", " ", part).strip() for part in re.split(r"\r?\n", text.strip()))
+    line = visible(" ⏎ ".join(parts))
+    return line if len(line) <= 120 else line[:119] + "…"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one, keys joined by dots.
+
+    >>> flatten({"train": {"rows": 5, "dropped": {"empty": 1}}, "seed": 0})
+    {'train.rows': 5, 'train.dropped.empty': 1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def format_number(value: float | None, digits: int) -> str:
+    """Write a number with a fixed count of decimals."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def format_significant(value: float | None) -> str:
+    """Write a number with three significant digits, never in exponent form.
+
+    >>> [format_significant(value) for value in (0.0020371, 12.345, 12345.6, 0.0)]
+    ['0.00204', '12.3', '12346', '0']
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def format_share(value: float | None) -> str:
+    """Write a share as a percentage.
+
+    >>> [format_share(value) for value in (None, 0.0, 0.125, 1.0)]
+    ['-', '0 %', '12.5 %', '100 %']
+    """
+    return NOTHING if value is None else f"{100 * value:.3g} %"
+
+
+def format_p(p: float | None) -> str:
+    """Write a probability as papers do.
+
+    >>> [format_p(p) for p in (None, 1.0, 0.0421, 0.00004)]
+    ['-', '1.000', '0.042', '<0.001']
+    """
+    if p is None:
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
