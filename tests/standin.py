@@ -49,13 +49,16 @@ def behaviour(name):
 
 def train(name):
     import torch
+    from coconut.checkpoints.tensors import load_tensors, save_tensors
     from coconut.pipeline.inputs import StageInputs
     from coconut.pipeline.signals import stop_on_signals
-    from coconut.pipeline.resume import ResumeStore, State
+    from coconut.pipeline.resume import ResumeStore, State, TensorsFile
     inputs = StageInputs.read(name)
     now = behaviour(name)
     entry = yaml.safe_load(Path("params.yaml").read_text())["curriculum"][name.split("@")[1]]
-    with stop_on_signals() as stop, ResumeStore.open(name, inputs.fingerprint) as store:
+    with stop_on_signals() as stop, ResumeStore.open(
+        name, inputs.fingerprint, TensorsFile(save_tensors, load_tensors)
+    ) as store:
         state = store.load() or State(0, {"w": torch.zeros(3)}, {})
         update, w = state.update, state.tensors["w"]
         while update < entry["num_updates"]:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import standin
-from coconut.pipeline.resume import last_update
+from coconut.pipeline.states import last_update
 
 pytestmark = [
     pytest.mark.slow,

@@ -23,8 +23,9 @@ import psutil
 import pytest
 import yaml
 
-from coconut.pipeline.dvc_lock import keep_record, mend
-from coconut.pipeline.resume import last_update
+from coconut.pipeline.dvc_lock import repair
+from coconut.pipeline.record import keep_copy
+from coconut.pipeline.states import last_update
 from project import environment, make_project, run, write_params
 
 pytestmark = [
@@ -119,7 +120,7 @@ class Repro:
         for line in self.process.stdout:
             self.lines.append(line)
             if line.startswith("Running stage '"):
-                keep_record(self.project)  # As `make overnight` does.
+                keep_copy(self.project)  # As `make overnight` does.
 
     @property
     def stage(self) -> str | None:
@@ -258,7 +259,7 @@ class Witness:
         redone = self.finished & set(repro.stages_run())
         assert not redone, f"{redone} ran again, {dict(self.tally)}:\n{''.join(repro.lines)}"
         self.tally["resumed"] += sum("resumed at update" in line for line in repro.lines)
-        for sentence in mend(self.project):
+        for sentence in repair(self.project):
             self.tally["torn dvc.lock" if "dvc.lock: torn" in sentence else "stale or torn rwlock"] += 1
         self.finished |= recorded(self.project).keys()
         saved = saved_updates(self.project)

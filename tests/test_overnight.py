@@ -17,10 +17,12 @@ import yaml
 import standin
 from coconut.files import check_free_space
 from coconut.pipeline import overnight, resume
-from coconut.pipeline.dvc_lock import is_whole_record, keep_record, mend
+from coconut.pipeline.dvc_lock import repair
+from coconut.pipeline.record import is_whole, keep_copy
 from coconut.pipeline.overnight import Night, Patience
 from coconut.pipeline.repro_log import Outcome, ReproLog
-from coconut.pipeline.resume import ResumeStore, last_update, try_lock
+from coconut.pipeline.resume import ResumeStore
+from coconut.pipeline.states import last_update
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,7 +83,7 @@ def update_of(root: Path, stage: str) -> int:
 @pytest.mark.slow
 def test_a_night_of_kills_and_failures_ends_with_the_result_of_a_straight_run(root, finished):
     standin.behave(root, {"train@cot": [{"die_at": 5}, {"die_at": 12}], "train@latent_1": [{"fail_at": 3}]})
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "0.1")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1")
     assert night.returncode == 0, night.stdout + night.stderr
     assert summary(night.stdout) == {
         "base": ("ran", ""),
@@ -101,7 +103,7 @@ def test_an_error_that_repeats_is_not_retried_and_the_rest_is_still_done(root):
     # The update that fails comes again: the state before it is what is resumed.
     stage = root / "stage.py"
     stage.write_text(stage.read_text().replace("store.save(", "update != now.get('fail_at') and store.save("))
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "0.1")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1")
     assert night.returncode == 1
     result = summary(night.stdout)
     assert result["train@cot"] == (
@@ -117,7 +119,7 @@ def test_an_error_that_repeats_is_not_retried_and_the_rest_is_still_done(root):
 def test_tries_that_lead_nowhere_end_after_their_number(root):
     stage = root / "stage.py"
     stage.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "0.1", "--tries", "3")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1", "--tries", "3")
     assert night.returncode == 1
     assert summary(night.stdout)["base"] == ("failed", "ended by SIGKILL")
     assert re.findall(r"trying again in (\d)", night.stdout) == ["0", "0"]
@@ -125,7 +127,7 @@ def test_tries_that_lead_nowhere_end_after_their_number(root):
 
 
 def test_a_finished_pipeline_is_left_alone(done_root):
-    night = standin.run(done_root, "coconut.pipeline.overnight")
+    night = standin.run(done_root, "coconut", "overnight")
     assert night.returncode == 0
     assert {result for result, _ in summary(night.stdout).values()} == {"unchanged"}
 
@@ -133,7 +135,7 @@ def test_a_finished_pipeline_is_left_alone(done_root):
 def test_what_dvc_has_in_its_run_cache_is_restored_not_run(done_root):
     (done_root / "dvc.lock").unlink()
     shutil.rmtree(done_root / "outputs")
-    night = standin.run(done_root, "coconut.pipeline.overnight")
+    night = standin.run(done_root, "coconut", "overnight")
     assert night.returncode == 0
     assert set(summary(night.stdout).values()) == {("restored", "from DVC's run cache")}
 
@@ -144,7 +146,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=SLOW), pytest.param("SIGHUP", marks=SLOW)])
 def test_a_stop_signal_saves_the_state_and_ends_everything_within_seconds(root, name):
     standin.behave(root, {"train@cot": [{"nap": 0.5}]})
-    night = standin.start(root, "coconut.pipeline.overnight")
+    night = standin.start(root, "coconut", "overnight")
     wait_for(lambda: update_of(root, "train@cot") >= 2)
     children = psutil.Process(night.pid).children(recursive=True)
     begin = time.monotonic()
@@ -162,7 +164,7 @@ def test_a_stop_signal_saves_the_state_and_ends_everything_within_seconds(root, 
 
 def test_a_stop_signal_ends_the_pause_before_the_next_try(root):
     (root / "stage.py").write_text("raise SystemExit(2)")
-    night = standin.start(root, "coconut.pipeline.overnight", "--pause-s", "300")
+    night = standin.start(root, "coconut", "overnight", "--pause-s", "300")
     assert night.stdout is not None
     while "trying again in 300 s" not in night.stdout.readline():
         pass
@@ -174,14 +176,14 @@ def test_a_stop_signal_ends_the_pause_before_the_next_try(root):
 @pytest.mark.slow
 def test_when_overnight_is_killed_dvc_and_the_trainer_end_too_and_the_next_night_goes_on(root, finished):
     standin.behave(root, {"train@cot": [{"nap": 0.2}]})
-    night = standin.start(root, "coconut.pipeline.overnight")
+    night = standin.start(root, "coconut", "overnight")
     wait_for(lambda: update_of(root, "train@cot") >= 2)
     children = psutil.Process(night.pid).children(recursive=True)
     assert len(children) >= 2
     night.kill()
     night.wait()
     wait_for(lambda: not any(map(is_at_work, children)), PREEMPTION_S)
-    again = standin.run(root, "coconut.pipeline.overnight")
+    again = standin.run(root, "coconut", "overnight")
     assert again.returncode == 0, again.stdout
     assert summary(again.stdout)["train@cot"][0] == "resumed"
     assert outputs(root) == outputs(finished)
@@ -197,7 +199,7 @@ def is_at_work(process: psutil.Process) -> bool:
 @pytest.mark.slow
 def test_when_dvc_alone_is_killed_the_next_try_resumes(root, finished):
     standin.behave(root, {"train@cot": [{"nap": 0.2}]})
-    night = standin.start(root, "coconut.pipeline.overnight", "--pause-s", "0.1")
+    night = standin.start(root, "coconut", "overnight", "--pause-s", "0.1")
     wait_for(lambda: update_of(root, "train@cot") >= 2)
     (dvc,) = psutil.Process(night.pid).children()
     dvc.kill()
@@ -210,11 +212,11 @@ def test_when_dvc_alone_is_killed_the_next_try_resumes(root, finished):
 
 def test_two_nights_never_share_a_repository(root):
     standin.behave(root, {"base": [{"nap": 60}]})
-    first = standin.start(root, "coconut.pipeline.overnight")
+    first = standin.start(root, "coconut", "overnight")
     assert first.stdout is not None
     while "Running stage 'base'" not in first.stdout.readline():
         pass
-    second = standin.run(root, "coconut.pipeline.overnight")
+    second = standin.run(root, "coconut", "overnight")
     assert second.returncode == 1
     assert f"an overnight run is under way, pid {first.pid};" in second.stderr
     first.terminate()
@@ -226,7 +228,7 @@ def test_a_night_whose_signals_were_blocked_ends_when_asked_to(root):
     standin.behave(root, {"base": [{"nap": 60}]})
     night = standin.start(
         root,
-        "coconut.pipeline.overnight",
+        "coconut", "overnight",
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()),
     )
     assert night.stdout is not None
@@ -243,7 +245,7 @@ def test_a_closed_terminal_does_not_end_the_night(root):
     """`nohup`, and a pipe whose reader is gone."""
     standin.behave(root, {"base": [{"nap": 1}]})
     night = standin.start(
-        root, "coconut.pipeline.overnight", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        root, "coconut", "overnight", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
     )
     assert night.stdout is not None
     night.stdout.readline()
@@ -272,7 +274,7 @@ def test_locks_that_a_killed_dvc_left_are_cleared(root, content):
     }
     path.write_text(texts[content])
     assert standin.run(root, "dvc", "repro", "base").returncode != 0
-    night = standin.run(root, "coconut.pipeline.overnight", "base")
+    night = standin.run(root, "coconut", "overnight", "base")
     stranger.kill()
     stranger.wait()
     zombie.wait()
@@ -287,8 +289,8 @@ def test_a_torn_dvc_lock_costs_no_finished_stage(done_root, at):
     whole = lock.read_bytes()
     place = whole.index(b"outs:", int(at * len(whole))) + 60  # In the middle of an output's hash.
     lock.write_bytes(whole[:place])
-    assert standin.run(done_root, "coconut.pipeline.status").returncode == 0
-    night = standin.run(done_root, "coconut.pipeline.overnight")
+    assert standin.run(done_root, "coconut", "status").returncode == 0
+    night = standin.run(done_root, "coconut", "overnight")
     assert night.returncode == 0, night.stdout
     assert "dvc.lock: torn by a kill" in night.stdout
     assert {result for result, _ in summary(night.stdout).values()} == {"restored"}
@@ -299,17 +301,17 @@ def test_a_torn_dvc_lock_costs_no_finished_stage(done_root, at):
 def test_a_torn_dvc_lock_is_replaced_by_the_copy_that_the_night_keeps(done_root):
     lock = done_root / "dvc.lock"
     whole = lock.read_bytes()
-    keep_record(done_root)
+    keep_copy(done_root)
     lock.write_bytes(whole[:100])
-    keep_record(done_root)
-    night = standin.run(done_root, "coconut.pipeline.overnight")
+    keep_copy(done_root)
+    night = standin.run(done_root, "coconut", "overnight")
     assert {result for result, _ in summary(night.stdout).values()} == {"unchanged"}
     assert lock.read_bytes() == whole
 
 
 def test_the_night_keeps_a_copy_of_dvc_lock_at_the_start_of_each_stage(root):
     standin.behave(root, {"train@cot": [{"fail_at": 1}, {"fail_at": 1}, {"fail_at": 1}]})
-    standin.run(root, "coconut.pipeline.overnight", "--tries", "1", "train@cot")
+    standin.run(root, "coconut", "overnight", "--tries", "1", "train@cot")
     assert list(yaml.safe_load((root / ".dvc/tmp/dvc.lock.whole").read_text())["stages"]) == ["base"]
 
 
@@ -326,8 +328,8 @@ def test_what_plain_dvc_cannot_survive_make_repro_does(done_root, name):
     )
     assert make.returncode == 0, make.stdout + make.stderr
     assert "torn by a kill" in make.stdout
-    assert "coconut.pipeline.dvc_lock" not in make.stdout
-    assert is_whole_record((done_root / "dvc.lock").read_bytes())
+    assert "coconut", "repair" not in make.stdout
+    assert is_whole((done_root / "dvc.lock").read_bytes())
 
 
 def test_by_hand_it_says_what_it_mended_and_nothing_where_there_is_nothing(tmp_path):
@@ -343,7 +345,7 @@ def test_by_hand_it_says_what_it_mended_and_nothing_where_there_is_nothing(tmp_p
 
 
 def said_by_hand(root: Path) -> tuple[int, str, str]:
-    done = standin.run(root, "coconut.pipeline.dvc_lock")
+    done = standin.run(root, "coconut", "repair")
     return done.returncode, done.stdout, done.stderr
 
 
@@ -386,7 +388,7 @@ def test_only_a_process_that_runs_dvc_keeps_a_torn_file_from_being_mended(tmp_pa
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        (sentence,) = mend(tmp_path)
+        (sentence,) = repair(tmp_path)
     finally:
         process.kill()
         process.wait()
@@ -400,13 +402,13 @@ def test_neither_a_torn_copy_nor_a_half_written_one_takes_the_place_of_dvc_lock(
     copy.with_name("dvc.lock.whole.tmp").write_bytes(whole[:100])
     lock.write_bytes(whole[:100])
     copy.write_bytes(whole[:50])
-    (sentence,) = mend(done_root)
+    (sentence,) = repair(done_root)
     assert "there is no copy of a whole one" in sentence
     assert not lock.exists()
     lock.write_bytes(whole)
-    keep_record(done_root)
+    keep_copy(done_root)
     lock.write_bytes(whole[:100])
-    (sentence,) = mend(done_root)
+    (sentence,) = repair(done_root)
     assert "the last whole one is back" in sentence
     assert lock.read_bytes() == whole
 
@@ -416,7 +418,7 @@ def test_what_a_full_disk_took_of_a_copy_is_removed_and_the_copy_before_it_stays
     copy.write_text("the copy before")
     temporary.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: .*dvc\.lock\.whole'"):
-        keep_record(done_root)
+        keep_copy(done_root)
     assert copy.read_text() == "the copy before"
     assert not temporary.is_symlink()
 
@@ -425,7 +427,7 @@ def test_a_disk_that_fills_up_costs_the_copy_of_dvc_lock_and_not_the_night(root)
     tmp = root / ".dvc/tmp"
     tmp.mkdir(exist_ok=True)
     (tmp / "dvc.lock.whole.tmp").symlink_to("/dev/full")
-    night = standin.run(root, "coconut.pipeline.overnight")
+    night = standin.run(root, "coconut", "overnight")
     assert night.returncode == 0, night.stdout + night.stderr
     assert {result for result, _ in summary(night.stdout).values()} == {"ran"}
     assert "No space left on device: '.dvc/tmp/dvc.lock.whole': no copy of dvc.lock was kept" in night.stdout
@@ -438,7 +440,7 @@ def test_a_full_disk_puts_off_what_there_is_to_mend(root):
     stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     (tmp / "rwlock").write_text(rwlock(root, stranger.pid, "/usr/bin/dvc repro -k"))
     (tmp / "rwlock.tmp").symlink_to("/dev/full")
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "0.1", "base")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1", "base")
     stranger.kill()
     stranger.wait()
     assert night.returncode == 0, night.stdout + night.stderr
@@ -452,7 +454,7 @@ def test_on_a_disk_without_any_room_the_night_still_ends_with_its_tries_and_a_su
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
     night = standin.run(
-        root, "coconut.pipeline.overnight", "--pause-s", "0.1", "--tries", "3", preexec_fn=allow_no_byte
+        root, "coconut", "overnight", "--pause-s", "0.1", "--tries", "3", preexec_fn=allow_no_byte
     )
     assert night.returncode == 1
     assert summary(night.stdout).keys() == {"base", "train@cot", "train@latent_1", "train@no_cot"}
@@ -475,9 +477,9 @@ def test_the_summary_is_printed_whatever_ends_the_night(root, monkeypatch, capsy
 
 def test_a_dvc_lock_is_whole_with_its_last_byte_only(done_root):
     whole = (done_root / "dvc.lock").read_bytes()
-    assert is_whole_record(whole)
-    assert is_whole_record(whole[:300] + b"<<<<<<< HEAD\n" + whole[300:])
-    wrongly_whole = [size for size in range(len(whole)) if is_whole_record(whole[:size])]
+    assert is_whole(whole)
+    assert is_whole(whole[:300] + b"<<<<<<< HEAD\n" + whole[300:])
+    wrongly_whole = [size for size in range(len(whole)) if is_whole(whole[:size])]
     # What is left after these has only whole stages, or lacks outputs: DVC restores the rest by itself.
     assert all(whole[:size].endswith(b"\n") for size in wrongly_whole)
 
@@ -487,7 +489,7 @@ def test_the_lock_of_a_living_dvc_is_respected(root):
     standin.behave(root, {"base": [{"nap": 8}]})
     dvc = standin.start(root, "dvc", "repro")
     wait_for(lambda: (root / "outputs/logs/base.log").exists())
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "2")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "2")
     dvc.communicate(timeout=300)
     assert dvc.returncode == 0
     assert "removed" not in night.stdout
@@ -498,13 +500,13 @@ def test_the_lock_of_a_living_dvc_is_respected(root):
 def test_a_mistake_in_dvc_yaml_is_reported_and_not_retried_for_long(root):
     text = (root / "dvc.yaml").read_text()
     (root / "dvc.yaml").write_text(text.replace("    outs: [outputs/base]\n", "    outs: [outputs/base, stage.py]\n"))
-    night = standin.run(root, "coconut.pipeline.overnight", "--pause-s", "0.1")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1")
     assert night.returncode == 1
     assert ", 2 tries\n" in night.stdout
 
 
 def test_outside_of_a_repository_there_is_one_line_and_exit_code_1(tmp_path):
-    night = standin.run(tmp_path, "coconut.pipeline.overnight")
+    night = standin.run(tmp_path, "coconut", "overnight")
     assert night.returncode == 1
     assert "params.yaml: no such file; run from the repository's top folder" in night.stderr
     assert "Traceback" not in night.stderr
@@ -521,14 +523,14 @@ def test_prune_keeps_what_an_unfinished_stage_would_continue(done_root):
     assert standin.run(done_root, "dvc", "repro", "train@cot").returncode != 0
     before = resume_folders(done_root)
     assert before == ["train@cot", "train@cot", "train@cot", "train@latent_1", "train@no_cot"]
-    pruned = standin.run(done_root, "coconut.pipeline.overnight", "--prune")
+    pruned = standin.run(done_root, "coconut", "prune")
     assert pruned.returncode == 0, pruned.stderr
     # Of train@latent_1 nobody can say: its parent's outputs are gone.
     assert resume_folders(done_root) == ["train@cot", "train@latent_1"]
     assert update_of(done_root, "train@cot") == 25
-    night = standin.run(done_root, "coconut.pipeline.overnight")
+    night = standin.run(done_root, "coconut", "overnight")
     assert summary(night.stdout)["train@cot"] == ("resumed", "at update 25")
-    assert standin.run(done_root, "coconut.pipeline.overnight", "--prune").returncode == 0
+    assert standin.run(done_root, "coconut", "prune").returncode == 0
     assert resume_folders(done_root) == []
 
 

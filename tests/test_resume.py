@@ -1,5 +1,9 @@
+import contextlib
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +15,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loguru import logger
 
-from coconut.pipeline import resume
-from coconut.pipeline.resume import ResumeStore, State, last_update, resume_dir
+from coconut.checkpoints.tensors import load_tensors, save_tensors
+from coconut.files import can_pass, explain, remove
+from coconut.pipeline.resume import ResumeStore, State, TensorsFile, resume_dir
+from coconut.pipeline.states import Tensors, last_update
 
 FINGERPRINT = "0123456789abcdef" * 4
+TENSORS_FILE = TensorsFile(save_tensors, load_tensors)
 FOLDER = ".resume/train@cot-0123456789abcdef"
 
 
@@ -25,14 +33,14 @@ def make_state(update: int) -> State:
 
 
 def save(root: Path, *updates: int) -> None:
-    with ResumeStore.open("train@cot", FINGERPRINT, root) as store:
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=root) as store:
         store.load()
         for update in updates:
             store.save(make_state(update))
 
 
 def load(root: Path, fingerprint: str = FINGERPRINT) -> State | None:
-    with ResumeStore.open("train@cot", fingerprint, root) as store:
+    with ResumeStore.open("train@cot", fingerprint, TENSORS_FILE, root=root) as store:
         return store.load()
 
 
@@ -54,9 +62,17 @@ def files(root: Path) -> list[str]:
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
     lines: list[str] = []
-    handler = resume.logger.add(lambda line: lines.append(str(line)), level="WARNING", format="{message}")
+    handler = logger.add(lambda line: lines.append(str(line)), level="WARNING", format="{message}")
     yield lines
-    resume.logger.remove(handler)
+    logger.remove(handler)
+
+
+@pytest.fixture
+def infos() -> Iterator[list[str]]:
+    lines: list[str] = []
+    handler = logger.add(lambda line: lines.append(str(line)), level="INFO", format="{message}")
+    yield lines
+    logger.remove(handler)
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -75,7 +91,7 @@ def test_every_dtype_and_odd_shape_survives_bit_for_bit(tmp_path):
         "bool": torch.tensor([True, False]),
     }
     record = {"loss": [0.1, 1e-300, 12345678901234567890], "text": 'ä\n"\u2028', "none": None}
-    with ResumeStore.open("train@cot", FINGERPRINT, tmp_path) as store:
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path) as store:
         store.load()
         store.save(State(3, tensors, record))
     state = load(tmp_path)
@@ -109,8 +125,9 @@ def test_after_a_fallback_the_good_state_outlives_the_damaged_one(tmp_path):
     save(tmp_path, 1, 2)
     (tmp_path / FOLDER / "state-00000002/state.json").write_bytes(b"")
     save(tmp_path, 5)
-    assert sorted(path.name for path in (tmp_path / FOLDER).glob("state-*")) == ["state-00000001", "state-00000003"]
-    (tmp_path / FOLDER / "state-00000003/state.json").write_bytes(b"")
+    assert sorted(path.name for path in (tmp_path / FOLDER).glob("state-*")) == ["state-00000001", "state-00000002"]
+    assert_same(load(tmp_path), 5)
+    (tmp_path / FOLDER / "state-00000002/state.json").write_bytes(b"")
     assert_same(load(tmp_path), 1)
 
 
@@ -185,7 +202,7 @@ def test_a_state_of_other_inputs_is_neither_used_nor_touched(tmp_path):
     save(tmp_path, 1)
     before = files(tmp_path / FOLDER)
     assert load(tmp_path, other) is None
-    with ResumeStore.open("train@cot", other, tmp_path) as store:
+    with ResumeStore.open("train@cot", other, TENSORS_FILE, root=tmp_path) as store:
         store.load()
         store.save(make_state(9))
     assert files(tmp_path / FOLDER) == before
@@ -212,36 +229,191 @@ def test_the_folder_is_below_dvc_root_and_else_below_the_working_directory(tmp_p
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert resume_dir() == Path(".resume")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with ResumeStore.open("train@cot", FINGERPRINT) as store:
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE) as store:
         assert store.folder == tmp_path / FOLDER
 
 
-def test_saving_waits_until_it_costs_less_than_its_share(tmp_path, monkeypatch):
-    clock = [1000.0]
-    monkeypatch.setattr(resume.time, "time", lambda: clock[0])
-    with ResumeStore.open("train@cot", FINGERPRINT, tmp_path) as store:
-        store.load()
-        assert not store.is_due(60.0)
-        clock[0] += 60
-        assert store.is_due(60.0)
-        write = store._write
+class SlowDisk:
+    """A clock, and a tensors file whose writing takes as many seconds of it as it is told."""
 
-        def write_slowly(folder: Path, state: State) -> None:
-            write(folder, state)
-            clock[0] += 2
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.takes_s = 1000.0, 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        # Clocks that people and servers set must not matter.
+        monkeypatch.setattr(time, "time", lambda: 5e9 if self.now > 1200 else 1e9)
 
-        monkeypatch.setattr(store, "_write", write_slowly)
+    def write(self, tensors: Tensors, path: Path) -> None:
+        save_tensors(dict(tensors), path)
+        self.now += self.takes_s
+
+    @contextlib.contextmanager
+    def store(self, root: Path, save_every_s: float) -> Iterator[ResumeStore]:
+        tensors_file = TensorsFile(self.write, load_tensors)
+        with ResumeStore.open("train@cot", FINGERPRINT, tensors_file, root=root, save_every_s=save_every_s) as store:
+            store.load()
+            yield store
+
+    def pause_after_save(self, store: ResumeStore, takes_s: float) -> float:
+        """Seconds from the end of a save until the next one is due."""
+        self.takes_s = takes_s
         store.save(make_state(1))
-        assert store.saving_seconds == 2
-        clock[0] += 97
-        assert not store.is_due(60.0)
-        clock[0] += 2
-        assert store.is_due(60.0)
+        end = self.now
+        while not store.is_due():
+            self.now += 1
+        return self.now - end
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
+    return SlowDisk(monkeypatch)
+
+
+def test_saving_waits_until_it_costs_less_than_its_share(tmp_path, slow_disk):
+    with slow_disk.store(tmp_path, 60.0) as store:
+        assert not store.is_due()
+        slow_disk.now += 60
+        assert store.is_due()
+        assert slow_disk.pause_after_save(store, 0.1) == 60
+    with slow_disk.store(tmp_path, 60.0) as store:
+        assert slow_disk.pause_after_save(store, 2.0) == 98
+
+
+def test_one_slow_save_does_not_end_periodic_saving(tmp_path, slow_disk):
+    with slow_disk.store(tmp_path, 60.0) as store:
+        assert slow_disk.pause_after_save(store, 600.0) == 600, "as long as the only save there was"
+        assert slow_disk.pause_after_save(store, 1.0) == 60
+        assert slow_disk.pause_after_save(store, 600.0) == 60, "a stall among fast saves"
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "save_every_s", "pause_s"), [(5, 60, 240), (100, 60, 240), (300, 60, 300), (1, 600, 600)]
+)
+def test_no_pause_is_longer_than_four_intervals_unless_a_save_takes_longer(
+    tmp_path, slow_disk, takes_s, save_every_s, pause_s
+):
+    with slow_disk.store(tmp_path, save_every_s) as store:
+        for _ in range(3):
+            assert slow_disk.pause_after_save(store, takes_s) == pause_s
+
+
+def test_a_pause_that_is_longer_than_asked_for_is_said_once(tmp_path, slow_disk, infos):
+    with slow_disk.store(tmp_path, 60.0) as store:
+        for _ in range(4):
+            slow_disk.pause_after_save(store, 2.0)
+    assert [line for line in infos if "saving" in line] == [
+        "train@cot: saving the state took 2.0 s, so that it is saved every 98 s and not every 60 s"
+        " (runtime.save_every_s)\n"
+    ]
+
+
+def test_a_disk_too_slow_for_the_grace_of_a_stop_signal_is_known_at_the_start(tmp_path, monkeypatch, warnings):
+    fsync = os.fsync
+
+    def crawl(descriptor: int) -> None:
+        time.sleep(0.2)
+        fsync(descriptor)
+
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path) as store:
+        store.warn_if_slow(10_000_000)
+        assert warnings == []
+        monkeypatch.setattr(os, "fsync", crawl)  # At most 32 MB in .2 s, 160 MB/s.
+        store.warn_if_slow(500_000_000)
+        assert warnings == []
+        store.warn_if_slow(5_000_000_000)
+        assert re.search(r"a state of 5 GB takes about \d+ s to save on this disk", warnings[0])
+        assert "25 s after a stop signal the process ends" in warnings[0]
+    assert files(tmp_path) == [f"{FOLDER}/lock"]
+
+
+def test_a_state_is_on_the_disk_before_it_has_its_name_and_its_name_before_older_ones_go(tmp_path, monkeypatch):
+    """Flushed are the files, the folder that names them, and after the rename the folder above."""
+    done: list[str] = []
+    fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
+
+    def name_of(path: str | Path) -> str:
+        name = Path(path).relative_to(tmp_path / FOLDER.partition("/")[0]).as_posix()
+        return re.sub(r"tmp-\d+", "tmp", name.partition("/")[2] or ".")
+
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(f"flush {name_of(Path(f'/proc/self/fd/{fd}').readlink())}"), fsync(fd))
+    )
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"rename {name_of(to)}"), rename(path, to))[1])
+    monkeypatch.setattr(shutil, "rmtree", lambda path, *_, **__: (done.append(f"delete {name_of(path)}"), rmtree(path)))
+    save(tmp_path, 1, 2, 3)
+    steps = ["flush tmp/tensors.safetensors", "flush tmp/state.json", "flush tmp"]
+    assert done[-6:] == [*steps, "rename state-00000003", "flush .", "delete state-00000001"]
+
+
+JUNK = {
+    "file": lambda path: path.write_bytes(b"junk"),
+    "folder": lambda path: (path / "below").mkdir(parents=True),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "pipe": lambda path: os.mkfifo(path),
+}
+PLACES = [
+    "",
+    "lock",
+    "progress.json",
+    "progress.json.tmp",
+    "tmp-1",
+    f"tmp-{os.getpid()}",
+    "state-00000001",
+    "state-00000003",
+    "state-99999999",
+    "state-junk",
+    "state-00000002/state.json",
+    "state-00000002/tensors.safetensors",
+]
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place or "the folder itself")
+def test_junk_in_the_folder_of_a_stage_ends_nothing(tmp_path, place, junk):
+    save(tmp_path, 1, 2)
+    path = tmp_path / FOLDER / place
+    remove(path)
+    path.parent.mkdir(exist_ok=True)
+    JUNK[junk](path)
+    assert last_update(tmp_path / FOLDER) in (None, 1, 2)
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path) as store:
+        state = store.load()
+        expected = {"": None, "state-00000002/state.json": 1, "state-00000002/tensors.safetensors": 1}.get(place, 2)
+        assert (state.update if state else None) == expected
+        store.num_bytes()
+        store.save(make_state(3))
+        store.write_progress(3, num_updates=5, loss=0.5, eta_s=None)
+        store.save(make_state(4))
+    assert_same(load(tmp_path), 4)
+    names = {one.name for one in (tmp_path / FOLDER).iterdir()}
+    assert len(names) == 4, names
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_junk_in_every_combination_ends_nothing(tmp_path, seed):
+    draw = random.Random(seed)
+    save(tmp_path, 1, 2)
+    for place in draw.sample(PLACES[1:], draw.randint(2, 8)):
+        path = tmp_path / FOLDER / place
+        if path.parent.is_dir():
+            remove(path)
+            JUNK[draw.choice(list(JUNK))](path)
+    save(tmp_path, 3, 4)
+    assert_same(load(tmp_path), 4)
+
+
+@pytest.mark.parametrize("junk", ["file", "dangling link"])
+def test_junk_in_place_of_the_folder_of_all_states_is_a_message_with_the_cure(tmp_path, junk):
+    """It may be a link to a disk that is not mounted: nothing is put in its place."""
+    JUNK[junk](tmp_path / ".resume")
+    with pytest.raises(OSError, match=r"\.resume") as raised:
+        save(tmp_path, 1)
+    assert "move away what stands there" in explain(raised.value)
 
 
 def test_progress_is_readable_and_says_where_it_resumed(tmp_path):
     save(tmp_path, 40)
-    with ResumeStore.open("train@cot", FINGERPRINT, tmp_path) as store:
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path) as store:
         store.load()
         store.write_progress(41, num_updates=100, loss=1.5, eta_s=59.0)
     progress = json.loads((tmp_path / FOLDER / "progress.json").read_text())
@@ -261,8 +433,8 @@ def test_progress_is_readable_and_says_where_it_resumed(tmp_path):
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from coconut.pipeline.resume import ResumeStore
-with ResumeStore.open("train@cot", sys.argv[2], Path(sys.argv[1])):
+from coconut.pipeline.resume import ResumeStore, TensorsFile
+with ResumeStore.open("train@cot", sys.argv[2], TensorsFile(None, None), root=Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -279,10 +451,10 @@ def holder(tmp_path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.usefixtures("holder")
-def test_two_trainers_never_share_a_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "LOCK_WAIT_S", 0.3)
-    with pytest.raises(OSError, match="in use by another trainer for the last 0 s; two must never share"):
-        load(tmp_path)
+def test_two_trainers_never_share_a_state(tmp_path):
+    store = ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path, lock_wait_s=0.3)
+    with pytest.raises(OSError, match="in use by another trainer for the last 0 s; two must never share"), store:
+        pass
 
 
 def test_the_lock_of_a_killed_trainer_is_free(tmp_path, holder):
@@ -296,8 +468,10 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import torch
-from coconut.pipeline.resume import ResumeStore, State
-with ResumeStore.open("train@cot", sys.argv[2], Path(sys.argv[1])) as store:
+from coconut.checkpoints.tensors import load_tensors, save_tensors
+from coconut.pipeline.resume import ResumeStore, State, TensorsFile
+tensors_file = TensorsFile(save_tensors, load_tensors)
+with ResumeStore.open("train@cot", sys.argv[2], tensors_file, root=Path(sys.argv[1])) as store:
     state = store.load()
     update = state.update if state else 0
     print(update, flush=True)
@@ -339,11 +513,13 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_full_disk_is_a_clear_error_and_the_last_good_state_stays(small_disk):
     save(small_disk, 1)
     filler = small_disk / "filler"
-    with ResumeStore.open("train@cot", FINGERPRINT, small_disk) as store:
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=small_disk) as store:
         store.load()
         too_big = State(2, {"w": torch.zeros(1_000_000)}, {})
-        with pytest.raises(OSError, match=r"No space left.*state-00000001, is intact; make room"):
+        with pytest.raises(OSError, match=r"No space left.*state-00000001, is intact, and training") as raised:
             store.save(too_big)
+        assert explain(raised.value).endswith("; make room on its disk and run `dvc repro` again")
+        assert can_pass(raised.value)
         filler.write_bytes(b"0" * 900_000)
         with pytest.raises(OSError, match="No space left"):
             store.save(State(2, {}, {"history": ["x" * 500_000]}))

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 import standin
-from coconut.pipeline.resume import try_lock
-from coconut.pipeline.status import Row, md5_as_dvc, render, stage_rows
+from coconut.files import try_lock
+from coconut.pipeline.record import md5_as_dvc
+from coconut.pipeline.status import Row, render, stage_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
 
@@ -124,7 +125,7 @@ def test_it_follows_a_running_dvc_repro_without_disturbing_it(root):
     dvc = standin.start(root, "dvc", "repro")
     seen = set()
     while dvc.poll() is None:
-        status = standin.run(root, "coconut.pipeline.status")
+        status = standin.run(root, "coconut", "status")
         assert status.returncode == 0, status.stderr
         seen |= {line.strip() for line in status.stdout.splitlines() if "running " in line}
         time.sleep(0.1)
@@ -201,7 +202,7 @@ def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
     progress |= {"num_updates": 40, "resumed_from": 12, "pid": os.getpid()}
     whole = json.dumps(progress).encode()
     (folder / "progress.json").write_bytes(whole)
-    lock = try_lock(folder)
+    lock = try_lock(folder / "lock")
     assert lock is not None
     if not is_held:
         lock.close()
@@ -289,7 +290,7 @@ def test_the_table_is_plain_text():
 
 
 def test_outside_of_a_repository_there_is_one_line_and_exit_code_1(tmp_path):
-    status = standin.run(tmp_path, "coconut.pipeline.status")
+    status = standin.run(tmp_path, "coconut", "status")
     assert (status.returncode, status.stdout) == (1, "")
     assert status.stderr == "status: params.yaml: no such file; run from the repository's top folder\n"
 

@@ -37,9 +37,9 @@ class Pacing:
         return time.monotonic() - self._last_end >= self.pause_s
 
     def note_save(self, seconds: float) -> bool:
-        """Take how long a save took that has ended now; say whether the pause has become longer than asked for."""
+        """Take how long a save took that has ended now; say whether the pause has become notably longer than asked."""
         before = self.pause_s
         self._last_end = time.monotonic()
         self.saving_s += seconds
         self._recent_s.append(seconds)
-        return self.pause_s > max(before, self.save_every_s)
+        return self.pause_s > max(before, self.save_every_s) + 1

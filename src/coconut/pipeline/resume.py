@@ -32,7 +32,8 @@ from coconut.pipeline.states import TensorsFile as TensorsFile
 
 _LOCK_WAIT_S = 30.0
 """A trainer that was told to stop may still be saving its state (`GRACE_S`)."""
-_PROBE_BYTES = 8_000_000
+_PROBE_BYTES = 32_000_000
+"""Written to measure a disk: enough that the time to flush anything at all hardly counts."""
 _PROGRESS = "progress.json"
 
 
@@ -181,7 +182,7 @@ class ResumeStore:
         size = min(num_bytes, _PROBE_BYTES)
         start = time.monotonic()
         try:
-            probe.write_bytes(bytes(size))
+            probe.write_bytes(os.urandom(size))  # Zeros some file systems would not write.
             flush(probe)
             return (time.monotonic() - start) * num_bytes / max(1, size)
         except OSError:
@@ -201,11 +202,8 @@ class ResumeStore:
     def _complaint(self, error: OSError) -> OSError:
         intact = "no state was saved before" if self._good is None else f"the last good state, {self._good}, is intact"
         free = amount(shutil.disk_usage(self.folder).free)
-        return system_error(
-            error.errno or 0,
-            f"{self.folder}: the resume state could not be saved ({explain(error)}; {free} free): {intact}, and"
-            " training continues from there",
-        )
+        what = f"the resume state could not be saved ({error.strerror or error}; {free} free): {intact}"
+        return OSError(error.errno or errno.EIO, f"{what}, and training continues from there", str(self.folder))
 
 
 def resume_dir(root: Path | None = None) -> Path:
