@@ -1,56 +1,29 @@
-"""The answer in a generated text, and whether it says the same as the right one."""
+"""The answer in a generated text, and whether it says the same as the gold answer; docs/answers.md shows both."""
 
 import re
-from decimal import Decimal
-from fractions import Fraction
+from dataclasses import dataclass
 
 from coconut.data.examples import find_answer_line
+from coconut.evaluation.markup import join_thin_groups, normalise, simplify
+from coconut.evaluation.quantities import read_quantity
 
-_MINUS = {ord(sign): "-" for sign in "\u2212\u2013\ufe63\uff0d"}
-_QUOTES = {ord("\u2018"): "'", ord("\u2019"): "'", ord("\u201c"): '"', ord("\u201d"): '"'}
+_DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
+"""Digits set apart (`5 5 6 0`, the multiplication sets), or with a needless 0 in front."""
 
-# A comma between groups of three digits, the first of one to three: `5,000` and `1,234,567.5`,
-# but neither the list `1, 2` nor `1,23`.
-_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-
-_DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-_QUANTITY = re.compile(
-    rf"(?P<sign>[-+]?)\s?(?P<currency>[$€£¥]?)\s?(?P<inner>[-+]?)"
-    rf"(?P<number>{_DECIMAL})(?:\s?/\s?(?P<denominator>[0-9]+))?"
-    # `[^\W\d_]` is a letter of any alphabet.
-    r"\s?(?P<unit>%|[$€£¥¢]|°?(?:[^\W\d_]+[²³]?(?:[/ ][^\W\d_]+[²³]?)?)|)"
+_OPTION = re.compile(
+    r"(?:(?:option|choice) )?(?:(?P<bare>[a-j])|\((?P<round>[a-j])\)[:.]?|(?P<marked>[a-j])(?:[):]|\.(?= )))"
+    r"(?:(?<!\w) ?(?P<content>.+))?",
+    re.IGNORECASE,
 )
-_SPACED_DIGITS = re.compile(r"[0-9](?: [0-9])+")
-_PADDED_DIGITS = re.compile(r"0[0-9]+")
-
-_UNIT_NAMES = {"dollar": "$", "usd": "$", "euro": "€", "pound": "£", "cent": "¢", "percent": "%", "per cent": "%"}
-_SCALES = frozenset(
-    [
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "dozen",
-        "k",
-        "m",
-        "bn",
-        "half",
-        "and",
-        "or",
-        "to",
-        "x",
-        "e",
-    ]
-)
-"""Words that change the value, so that they are no unit: `5 million` is not 5."""
+_OTHER_OPTION = re.compile(r"\b(?:[A-J]|(?i:or|and|not|nor|no|but|if|is|isn't|are|wrong|incorrect|false|maybe))\b")
+"""In what follows an option's letter: the text says more than which option it takes."""
 
 
 def extract_answer(text: str) -> str | None:
     r"""Find the answer in what a model generated; None when there is none.
 
     The answer is the first line after the last marker; for markers see `find_answer_line`. So an answer
-    may itself hold a `#`. White space is folded and thousands commas are removed.
+    may itself hold a `#`. White space is folded and separators of thousands are removed.
 
     Pass the generated text only: a question may hold a `#` of its own.
 
@@ -61,74 +34,63 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("the answer is 5") is None
     True
     """
-    line = find_answer_line(text)
-    return None if line is None else _remove_thousands_commas(line)
+    line = find_answer_line(join_thin_groups(text))
+    return None if line is None else normalise(line)
 
 
 def same_answer(found: str | None, gold: str) -> bool:
-    """Whether `found` says the same as `gold`; None never does.
+    """Compare an answer with the gold answer; None is never right.
 
-    Compared, in this order, as
+    The first that applies decides:
 
-    * digit strings, where either is digits set apart (`5 5 6 0`, the multiplication sets) or starts
-      with a needless 0: white space is folded, every digit counts, zeros at either end included;
-    * quantities: exact values, so `18.0` is 18 and `.5` is 0.5; a unit counts only where both have one;
-    * words: case, white space and a full stop at the end do not count.
+    * the texts, without case, white space, Markdown and LaTeX;
+    * digit strings, where `gold` is digits set apart (`5 5 6 0`, the multiplication sets) or starts with a
+      needless 0: every digit counts, zeros at either end included;
+    * options: their letters, so that `(B) 12 km` is B;
+    * quantities: exact values, so that `18.0` is 18 and `1/2` is 0.5; a unit counts only where both have one.
 
     >>> same_answer("$5,000.00", "5000"), same_answer("0 4 1", "4 1"), same_answer("TRUE.", "True")
     (True, False, True)
     """
     if found is None:
         return False
-    found, gold = _plain(found), _plain(gold)
-    if found == gold:
-        return found != ""
-    if _is_digit_string(found) or _is_digit_string(gold):
-        return found.replace(" ", "") == gold.replace(" ", "")
-    found_quantity, gold_quantity = _read_quantity(found), _read_quantity(gold)
-    if found_quantity is None or gold_quantity is None:
+    found, gold = normalise(found), normalise(gold)
+    if not found or not gold:
         return False
-    (found_value, found_unit), (gold_value, gold_unit) = found_quantity, gold_quantity
-    return found_value == gold_value and (found_unit == gold_unit or not (found_unit and gold_unit))
+    if found == gold:
+        return True
+    found, gold = simplify(found), simplify(gold)
+    if _DIGIT_STRING.fullmatch(gold):
+        return found.replace(" ", "") == gold.replace(" ", "")
+    return _same_options(found, gold) or _same_values(found, gold)
 
 
-def _fold(text: str) -> str:
-    return " ".join(text.split())
+def _same_values(found: str, gold: str) -> bool:
+    if found.casefold() == gold.casefold():
+        return True
+    found_quantity, gold_quantity = read_quantity(found), read_quantity(gold)
+    return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity)
 
 
-def _remove_thousands_commas(text: str) -> str:
-    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+@dataclass(frozen=True)
+class _Option:
+    letter: str
+    content: str
 
 
-def _plain(text: str) -> str:
-    """Take away what never carries meaning: case, white space, typography, the last full stop."""
-    plain = _fold(text).translate(_MINUS).translate(_QUOTES).casefold()
-    return _remove_thousands_commas(plain.removesuffix(".").rstrip())
-
-
-def _is_digit_string(plain: str) -> bool:
-    return bool(_SPACED_DIGITS.fullmatch(plain) or _PADDED_DIGITS.fullmatch(plain))
-
-
-def _read_quantity(plain: str) -> tuple[Fraction, str] | None:
-    """Parse `-$1.50`, `3/4 cup`, `50%` into value and unit; None for anything else.
-
-    Decimal reads the digits because int() refuses more than 4,300 of them, and a model that got
-    stuck may well write more.
-    """
-    match = _QUANTITY.fullmatch(plain)
-    if match is None or (match["sign"] and match["inner"]):
+def _read_option(text: str) -> _Option | None:
+    match = _OPTION.fullmatch(text)
+    if match is None or _OTHER_OPTION.search(match["content"] or ""):
         return None
-    if any(word in _SCALES for word in re.split("[ /]", match["unit"])):
-        return None
-    value = Fraction(Decimal(match["number"]))
-    if match["denominator"]:
-        divisor = Fraction(Decimal(match["denominator"]))
-        if not divisor:
-            return None
-        value /= divisor
-    if "-" in match["sign"] + match["inner"]:
-        value = -value
-    # Two letters and less are symbols: the "s" of seconds is no plural.
-    unit = match["unit"].removesuffix("s") if len(match["unit"]) > 2 else match["unit"]
-    return value, match["currency"] or _UNIT_NAMES.get(unit, unit)
+    letter = match["bare"] or match["round"] or match["marked"]
+    return _Option(letter.casefold(), match["content"] or "")
+
+
+def _same_options(found: str, gold: str) -> bool:
+    """Compare two options by letter; what stands after the letters counts only where it does after both."""
+    found_option, gold_option = _read_option(found), _read_option(gold)
+    if found_option is None or gold_option is None or found_option.letter != gold_option.letter:
+        return False
+    return not (found_option.content and gold_option.content) or _same_values(
+        simplify(found_option.content), simplify(gold_option.content)
+    )

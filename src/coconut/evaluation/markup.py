@@ -1,0 +1,102 @@
+"""Markdown, LaTeX and typography around answers: none of it carries meaning."""
+
+import re
+import unicodedata
+
+# A comma between groups of three digits, the first of one to three: `5,000` and `1,234,567.5`,
+# but neither the list `1, 2` nor `1,23`.
+_THOUSANDS = re.compile(r"(?<![\d.,])[0-9]{1,3}(?:,[0-9]{3})+(?![\d,])")
+# The same with no-break, thin and narrow no-break spaces. An ordinary space separates two numbers.
+_THIN_THOUSANDS = re.compile(
+    r"(?<![\d.,\xa0\u2009\u202f])[0-9]{1,3}(?:[\xa0\u2009\u202f][0-9]{3})+(?![\d\xa0\u2009\u202f])"
+)
+
+_LATEX = {
+    re.compile(pattern): replacement
+    for pattern, replacement in {
+        r"\\[()\[\]]|\\!|\\(?:left|right|displaystyle)(?![a-zA-Z])": "",
+        r"\\,": "\u2009",
+        r"\\[;: ]": " ",
+        r"\{,\}": ",",
+        r"\\\$": "usd ",
+        r"\\%": "%",
+        r"\\(?:times|cdot)(?![a-zA-Z])": "x",
+        r"\^\{?\\circ\}?|\\degree(?![a-zA-Z])": "°",
+        r"\^\{([-+]?[0-9]+)\}": r"^\1",
+        r"\\[dt]?frac ?\{([-+]?[0-9.]+)\} ?\{([0-9]+)\}": r" \1/\2",
+        r"\\[dt]?frac ?([0-9]) ?([0-9])": r" \1/\2",
+    }.items()
+}
+_LATEX_COMMAND = re.compile(r"\\(?:boxed|fbox|mbox|emph|text(?:bf|it|rm)?|math(?:bf|it|rm)) ?\{([^{}]*)\}")
+_MAX_NESTED_COMMANDS = 4
+
+# Minus signs and the en dash; quotation marks; signs of division and multiplication.
+_TYPOGRAPHY = str.maketrans(
+    "\u2212\u2013\ufe63\uff0d\u2018\u2019\u201c\u201d\u2044\u2215\u00f7\u00d7\u00b7", "----''\"\"///xx"
+)
+_SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_PLAIN_SUPERSCRIPT = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_FRACTIONS = {
+    code: " " + unicodedata.normalize("NFKC", chr(code))
+    for code in (*range(0xBC, 0xBF), *range(0x2150, 0x215F), 0x2189)
+}
+"""`¼` and its like, with a space that separates them from the whole part of a mixed number."""
+_FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
+
+_WRAPPED = re.compile(
+    r"(?P<mark>(?P<sign>[*_$`\"'])(?P=sign)*+)(?P<marked>(?:(?!(?P=sign)).)++)(?P=mark)"
+    # Brackets with a comma are a point or an interval, where the kind of bracket has a meaning.
+    r"|\((?P<round>[^()\[\],]+)\)|\[(?P<square>[^()\[\],]+)\]"
+)
+
+
+def join_thin_groups(text: str) -> str:
+    """Remove no-break and thin spaces between groups of three digits; must come before white space is folded."""
+    return text if text.isascii() else _THIN_THOUSANDS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
+
+
+def normalise(text: str) -> str:
+    """Fold white space and remove separators of thousands."""
+    folded = " ".join(join_thin_groups(text).split())
+    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), folded)
+
+
+def simplify(text: str) -> str:
+    r"""Reduce Markdown, LaTeX and typography to plain text; never to nothing.
+
+    >>> simplify("**18!**"), simplify(r"\(\boxed{1\frac{1}{2}\text{ cups}}\)."), simplify("+½")
+    ('18', '1 1/2 cups', '+ 1/2')
+    """
+    plain = normalise(_plain_typography(_plain_latex(text)))
+    plain = _without_stop(plain)
+    while (inner := _unwrapped(plain)) != plain:
+        plain = _without_stop(inner)
+    return plain or text
+
+
+def _plain_latex(text: str) -> str:
+    if "\\" not in text and "{" not in text:
+        return text
+    for pattern, replacement in _LATEX.items():
+        text = pattern.sub(replacement, text)
+    for _ in range(_MAX_NESTED_COMMANDS):
+        text = _LATEX_COMMAND.sub(r"\1", text)
+    return text
+
+
+def _plain_typography(text: str) -> str:
+    if text.isascii():
+        return text
+    text = _SUPERSCRIPT.sub(lambda match: "^" + match.group().translate(_PLAIN_SUPERSCRIPT), text)
+    text = text.translate(_FRACTIONS)
+    text = _FOREIGN_DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), text)
+    return text.translate(_TYPOGRAPHY)
+
+
+def _without_stop(text: str) -> str:
+    return (text[:-1].rstrip() if text.endswith((".", "!", ",", ";")) else text) or text
+
+
+def _unwrapped(text: str) -> str:
+    match = _WRAPPED.fullmatch(text)
+    return (match[match.lastgroup or 0].strip() if match else "") or text

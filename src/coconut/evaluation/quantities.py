@@ -1,0 +1,85 @@
+"""Numbers as models and data sets write them: exact values with units."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+from coconut.evaluation.units import Unit, parse_unit, units_agree
+
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Powers of ten. Their plurals, and words such as "dozen" whose value may be meant either way, are not read."""
+
+_LABEL = r"(?:(?P<label>[a-z](?:_?[0-9]|_[a-z])?|answer|result|total|sum)? ?= ?)?"
+_SIGN = r"(?P<sign>[-+]?) ?(?P<currency>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr)? ?(?P<inner_sign>[-+]?)"
+_DECIMAL = r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"
+_SHORT = r"[0-9]{1,100}"
+"""The digits of a fraction, which is computed. Decimal numbers are only compared: their length costs nothing."""
+
+_NUMBER = (
+    rf"(?:(?:(?P<whole>{_SHORT}) )?(?P<over>{_SHORT}(?:\.{_SHORT})?|\.{_SHORT}) ?/ ?(?P<under>{_SHORT})(?![0-9.])"
+    r"|10\^(?P<power>[-+]?[0-9]{1,9})(?![0-9.])"
+    rf"|(?P<decimal>{_DECIMAL})(?:(?:e| ?[*x] ?10\^)(?P<exponent>[-+]?[0-9]{{1,9}})(?![0-9.]))?)"
+)
+_QUANTITY = re.compile(rf"{_LABEL}{_SIGN}{_NUMBER}(?: ?(?P<scale>{'|'.join(_SCALES)})(?![^\W_]))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An exact value; `label` is the x of `x = 5`, and empty where there is none."""
+
+    value: Decimal | Fraction
+    unit: Unit
+    label: str
+
+    def agrees(self, other: "Quantity") -> bool:
+        """Whether the values are equal; units and labels count only where both have one."""
+        return (
+            self.value == other.value
+            and units_agree(self.unit, other.unit)
+            and (self.label == other.label or not (self.label and other.label))
+        )
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """Parse `-$1.50`, `1 1/2 cups`, `x = 5e3`, `50%`; None for anything else.
+
+    White space must be folded and typography be plain, as `coconut.evaluation.markup.simplify` leaves it.
+    """
+    match = _QUANTITY.match(text)
+    if match is None or (match["sign"] and match["inner_sign"]):
+        return None
+    value, unit = _value(match), _unit(match["currency"], text[match.end() :].lstrip(" "))
+    return None if value is None or unit is None else Quantity(value, unit, (match["label"] or "").casefold())
+
+
+def _value(match: re.Match[str]) -> Decimal | Fraction | None:
+    """Compute the value. No arithmetic on Decimals: it would round them."""
+    sign = "-" if "-" in match["sign"] + match["inner_sign"] else ""
+    shift = _SCALES[match["scale"].casefold()] if match["scale"] else 0
+    if match["under"]:
+        part = _fraction(match["whole"], match["over"], match["under"])
+        return None if part is None else part * 10**shift * (-1 if sign else 1)
+    digits, exponent = match["decimal"] or "1", match["exponent"] or match["power"] or "0"
+    return Decimal(f"{sign}{digits}e{int(exponent) + shift}")
+
+
+def _fraction(whole: str | None, over: str, under: str) -> Fraction | None:
+    if not int(under):
+        return None
+    part = Fraction(over) / int(under)
+    if whole is None:
+        return part
+    is_proper = 0 < part < 1 and "." not in over
+    return int(whole) + part if is_proper else None
+
+
+def _unit(currency: str | None, text: str) -> Unit | None:
+    unit = parse_unit(text)
+    if not currency or unit is None:
+        return unit
+    prefix = parse_unit(currency.removesuffix("."))
+    assert prefix is not None
+    if not unit or not unit[0]:
+        return prefix + unit[1:]
+    return prefix if units_agree(prefix, unit) else None
