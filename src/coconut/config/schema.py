@@ -195,8 +195,6 @@ class RuntimeConfig:
     """Knobs that cannot change a result. No pipeline stage lists them as a dependency."""
 
     device: Literal["auto", "cpu", "cuda"]
-    fast: bool
-    """Whether the fast path may be used where it is proved. Either value gives the same numbers but for rounding."""
     threads: Annotated[Annotated[int, Range(1, 4_096)] | None, Word("auto")]
     """Threads of the CPU arithmetic; `auto` leaves the number to torch."""
     num_workers: Annotated[Annotated[int, Range(1, 1_024)] | None, Word("auto")]
@@ -207,6 +205,8 @@ class RuntimeConfig:
     """Largest generation batch; halved on out-of-memory."""
     save_every_s: NonNegative
     log_every_s: NonNegative
+    fast: bool
+    """Whether the fast path may be used where it is proved. Either value gives the same numbers but for rounding."""
     checkpoint_activations: bool
     tracker: Literal["none", "wandb", "trackio", "tensorboard"]
 
