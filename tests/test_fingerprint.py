@@ -41,14 +41,57 @@ runtime: {save_every_s: 60}
 """
 
 
+TRAIN = """
+import sys
+sys.path.insert(0, "src")
+from coconut.loop import run
+
+run(sys.argv[1])
+"""
+FRONT_DOOR = """
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coconut.report import report
+"""
+LOOP = """
+'''The loop.'''
+
+import typing
+
+
+def run(name: str) -> None:
+    \"\"\"Train.\"\"\"
+    from coconut.model import latent  # Late: it is slow.
+
+    print(name, latent)
+
+
+class Loop:
+    num_updates: int = 3
+    \"\"\"Of all epochs.\"\"\"
+
+
+if typing.TYPE_CHECKING:
+    from coconut.hints import hint
+"""
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     texts = {
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS_YAML,
-        "stages/train.py": "train",
+        "stages/train.py": TRAIN,
         "stages/preprocess.py": "preprocess",
-        "src/coconut/loop.py": "loop",
+        "src/coconut/__init__.py": FRONT_DOOR,
+        "src/coconut/loop.py": LOOP,
+        "src/coconut/model/__init__.py": "",
+        "src/coconut/model/latent.py": "from . import gates",
+        "src/coconut/model/gates.py": "gate = 1",
+        "src/coconut/model/table.txt": "1 2 3",
+        "src/coconut/report.py": "report = 1",
+        "src/coconut/hints.py": "hint = 1",
         "src/coconut/__pycache__/loop.cpython-311.pyc": "cache",
         "data/raw/train.txt": "raw",
         "data/encoded/train.arrow": "encoded",
@@ -127,8 +170,14 @@ def test_our_reading_of_the_real_dvc_yaml_equals_dvcs(tmp_path):
         ("params.yaml", "c_thought: 1", "c_thought: 2"),
         ("params.yaml", "epochs: 3", "epochs: 4"),
         ("params.yaml", "parent: cot", "parent: base"),
-        ("stages/train.py", "train", "train differently"),
-        ("src/coconut/loop.py", "loop", "poo"),
+        ("stages/train.py", "run(sys.argv[1])", "run(sys.argv[2])"),
+        ("src/coconut/loop.py", "= 3", "= 4"),
+        ("src/coconut/loop.py", "print(name, latent)", "print(latent, name)"),
+        ("src/coconut/loop.py", "'''The loop.'''", "x = '''The loop.'''"),  # No docstring any more.
+        ("src/coconut/loop.py", "from coconut.model import latent", "from coconut.report import report as latent"),
+        ("src/coconut/model/gates.py", "1", "2"),
+        ("src/coconut/model/gates.py", "gate = 1", "gate = ("),  # No Python any more.
+        ("src/coconut/model/table.txt", "1", "2"),
         ("data/encoded/train.arrow", "encoded", "encodeD"),
         ("outputs/cot/checkpoint/model.safetensors", "cot", "COT"),
         ("dvc.yaml", "stages/train.py ${key}", "stages/train.py --x ${key}"),
@@ -150,7 +199,15 @@ def test_whatever_can_change_the_result_changes_the_fingerprint(root, name, old,
         ("params.yaml", "save_every_s: 60", "save_every_s: 6"),
         ("params.yaml", "seed: 0", "seed: 0  # a comment"),
         ("params.yaml", "lr: 0.0001", "lr: 1.0e-4"),
-        ("params.yaml", "lr: 0.0001", "lr: 1e-4"),  # Text to PyYAML; `dvc exp run -S` writes it so.
+        ("params.yaml", "lr: 0.0001", "lr: 1e-4"),  # `dvc exp run -S` writes it so.
+        ("params.yaml", "seed: 0", "seed: 000"),
+        ("src/coconut/loop.py", "  # Late: it is slow.", ""),
+        ("src/coconut/loop.py", "print(name, latent)", "print(name,\n          latent,)  # Both."),
+        ("src/coconut/loop.py", '"""Train."""', '"""Train an entry."""'),
+        ("src/coconut/loop.py", "'''The loop.'''", ""),
+        ("src/coconut/loop.py", '    """Of all epochs."""', ""),
+        ("src/coconut/report.py", "1", "2"),  # What the front door offers, the stage does not load.
+        ("src/coconut/hints.py", "1", "2"),
         ("params.yaml", "batch_size: 64, beta2: 0.98", "beta2: 9.8e-01, batch_size: 64.0"),
         ("stages/preprocess.py", "preprocess", "other"),
         ("src/coconut/__pycache__/loop.cpython-311.pyc", "cache", "other"),
@@ -195,7 +252,7 @@ def test_two_stages_with_the_same_inputs_have_different_fingerprints(root):
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [(1e-4, "1e-04"), (1, 1.0), ({"b": 1, "a": [2.0]}, {"a": [2], "b": 1})], ids=str
+    ("left", "right"), [(1e-4, 0.0001), (1, 1.0), ({"b": 1, "a": [2.0]}, {"a": [2], "b": 1})], ids=str
 )
 def test_equal_values_have_one_canonical_text(left, right):
     assert canonical(left) == canonical(right)
@@ -212,16 +269,17 @@ def test_the_fingerprint_does_not_change_between_releases(root):
     """A change of the scheme throws away every resume state: do it knowingly."""
     text = yaml.safe_load(PARAMS_YAML)
     assert canonical(text["curriculum"]["cot"]) == '{"epochs": 2, "lr": 0.0001, "parent": "base"}'
-    assert fingerprint("train@cot", root).startswith("d51ef7b1829adf6b")
+    assert fingerprint("train@cot", root).startswith("e489531513fa1109")
 
 
 def test_an_edit_while_the_stage_runs_is_refused_by_name(root):
     inputs = StageInputs.read("train@latent_1", root)
     inputs.refuse_if_changed()
     replace(root / "params.yaml", "seed: 0", "seed: 1")
-    replace(root / "src/coconut/loop.py", "loop", "poo")
+    replace(root / "src/coconut/loop.py", "= 3", "= 4")
     with pytest.raises(
-        ValueError, match=r"train@latent_1: changed while it ran: params\.yaml: seed, src\. Its outputs"
+        ValueError,
+        match=r"train@latent_1: changed while it ran: params\.yaml: seed, src/coconut/loop\.py\. Its outputs",
     ):
         inputs.refuse_if_changed()
 
@@ -248,14 +306,47 @@ def test_an_edit_that_is_undone_again_is_not_refused(root):
     inputs.refuse_if_changed()
 
 
+def test_a_comment_edited_while_the_stage_runs_is_not_refused(root):
+    inputs = StageInputs.read("train@latent_1", root)
+    replace(root / "src/coconut/loop.py", "# Late: it is slow.", "# Late, for it is slow.")
+    replace(root / "src/coconut/report.py", "1", "2")
+    inputs.refuse_if_changed()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("src/coconut/model/new.py", "x = 1"), ("src/coconut/model/latent.py", None)],
+    ids=["added, loaded by nobody", "deleted"],
+)
+def test_a_module_counts_from_when_it_is_loaded(root, name, content):
+    before = fingerprint("train@latent_1", root)
+    if content is None:
+        (root / name).unlink()
+    else:
+        (root / name).write_text(content)
+    assert (fingerprint("train@latent_1", root) == before) == (content is not None)
+
+
+def test_a_new_module_that_hides_another_one_counts(root):
+    """`import math` in the stage's script would load it."""
+    replace(root / "stages/train.py", "import sys", "import sys, math")
+    before = fingerprint("train@latent_1", root)
+    replace(root / "dvc.yaml", "[stages/train.py,", "[stages,")
+    (root / "stages/math.py").write_text("pi = 3")
+    assert "stages/math.py" in StageInputs.read("train@latent_1", root).sources
+    assert fingerprint("train@latent_1", root) != before
+
+
 @pytest.mark.parametrize(
     "break_it",
     [
         lambda root: shutil.rmtree(root / "data/encoded"),
         lambda root: (root / "params.yaml").write_text("seed: ["),
+        lambda root: (root / "params.yaml").write_text("[" * 100_000),
+        lambda root: (root / "dvc.yaml").write_text("stages: 3"),
         lambda root: replace(root / "params.yaml", "latent_1:", "latent_one:"),
     ],
-    ids=["data gone", "params torn", "entry renamed"],
+    ids=["data gone", "params torn", "params nested", "no stages", "entry renamed"],
 )
 def test_inputs_that_cannot_be_read_any_more_are_refused(root, break_it):
     inputs = StageInputs.read("train@latent_1", root)

@@ -3,19 +3,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from coconut import files
-from coconut.files import check_free_space
 from coconut.pipeline import signals as guard
 
 LOOP = """
 import sys, time
-from coconut.pipeline.signals import {setup}, stop_on_signals
-with stop_on_signals() as stop:
+from coconut.pipeline.signals import stop_on_signals
+with stop_on_signals({grace_s}) as stop:
     print("ready", flush=True)
     while not stop.requested:
         time.sleep(0.01)
@@ -34,8 +31,8 @@ def start(code: str, **options) -> subprocess.Popen[str]:
     return process
 
 
-def loop(after: str = "pass") -> str:
-    return LOOP.format(setup="GRACE_S", after=after)
+def loop(after: str = "pass", grace_s: int = guard.GRACE_S) -> str:
+    return LOOP.format(after=after, grace_s=grace_s)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
@@ -66,8 +63,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving():
 
 
 def test_a_loop_that_hangs_is_ended_by_the_kernel_after_the_grace():
-    code = "from coconut.pipeline import signals as guard; guard.GRACE_S = 1\n" + loop("time.sleep(60)")
-    process = start(code)
+    process = start(loop("time.sleep(60)", grace_s=1))
     process.send_signal(signal.SIGTERM)
     begin = time.time()
     process.communicate(timeout=60)
@@ -198,23 +194,6 @@ def test_a_stage_started_by_hand_or_by_a_living_dvc_goes_on(monkeypatch):
     assert not guard._is_orphan()
     monkeypatch.setenv("DVC_STAGE", "train@cot")
     assert not guard._is_orphan()
-
-
-Usage = namedtuple("Usage", "total used free")
-
-
-def test_too_little_free_space_is_found_before_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
-    not_yet_there = tmp_path / "outputs/cot"
-    check_free_space({not_yet_there: 10_000_000})
-    with pytest.raises(OSError, match=r"cot: 10 MB free on its disk, 11 MB wanted .*make room"):
-        check_free_space({not_yet_there: 11_000_000})
-
-
-def test_needs_on_one_disk_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
-    with pytest.raises(OSError, match="b: 10 MB free on its disk, 12 MB wanted"):
-        check_free_space({tmp_path / "a": 6_000_000, tmp_path / "b": 6_000_000})
 
 
 def test_guard_is_imported_without_torch():
