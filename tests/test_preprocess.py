@@ -83,6 +83,7 @@ def test_the_metrics_add_up_row_by_row(data, out):
         "rows_read": 8,
         "kept": 2,
         "dropped": {"in_test": 2, "in_valid": 1, "beyond_max_train": 3},
+        "empty_steps": 0,
         "repeated_questions": 1,
         "steps_mean": 0.5,
         "steps_per_example": {"0": 1, "1": 1},
@@ -116,6 +117,15 @@ def test_skipped_rows_are_in_the_metrics_with_their_reason(data, out, tmp_path):
         "in_valid": 1,
     }
     assert metrics["train"]["rows_read"] == 8
+
+
+def test_empty_steps_are_dropped_and_counted_and_their_rows_stay(data, out, tmp_path):
+    """The reference's own preprocessing writes `[""]` for a solution without steps."""
+    rows = [{"question": f"q{i}", "steps": steps, "answer": "1"} for i, steps in enumerate([[""], ["a", " ", "b"], []])]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    metrics, examples = run(data, out)
+    assert [list(e.steps) for e in examples["test"]] == [[], ["a", "b"], []]
+    assert (metrics["test"]["kept"], metrics["test"]["empty_steps"], metrics["train"]["empty_steps"]) == (3, 2, 0)
 
 
 def test_an_error_leaves_the_outputs_of_the_last_run_as_they_were(data, out, tmp_path):

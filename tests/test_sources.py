@@ -75,7 +75,7 @@ def test_gsm8k_solution_without_a_note_has_no_steps(tmp_path):
         ("Minus?||<<20=20>> #### -146", Example("Minus?", ["<<20=20>>"], "-146")),
         ("Glued?||<<1+1=2>><<2+2=4>> #### 4", Example("Glued?", ["<<1+1=2>>", "<<2+2=4>>"], "4")),
         ("Spaced?||<<1 + 1 = 2>> so #### 2", Example("Spaced?", ["<<1 + 1 = 2>>", "so"], "2")),
-        ("Twice?||<<1=1>> #### 3 #### 4", Example("Twice?", ["<<1=1>>", "####", "3"], "4")),
+        ("Twice?||<<1=1>> #### 3 #### 4", Example("Twice?", ["<<1=1>>", "#### 3"], "4")),
         ("A # in a step||<<1=1>> #2 #### 2", Example("A # in a step", ["<<1=1>>", "#2"], "2")),
     ],
 )
@@ -215,7 +215,7 @@ BAD_FILES = {
     "blank": ("gsm8k", b" \n\n ", "no row in it"),
     "empty list": ("prosqa", b"[]", "no row in it"),
     "not UTF-8": ("gsm8k_aug", "a||#### 1\ncafé||#### 2\n".encode("latin-1"), r"data.txt:2: byte 0xe9 at offset 13"),
-    "UTF-16": ("canonical", "[]".encode("utf-16"), r"data.txt:1: byte 0xff at offset 0"),
+    "UTF-16": ("canonical", "[]".encode("utf-16"), r"data.txt: found UTF-16 text, wanted text in UTF-8; save the file"),
     "truncated list": (
         "prosqa",
         f"[{canonical()},\n{canonical()[:20]}".encode(),
@@ -269,10 +269,17 @@ BAD_ROWS = {
     "empty answer": ("canonical", canonical(answer=""), "no answer", "answer is empty"),
     "blank answer": ("canonical", canonical(answer=" \t"), "no answer", "answer is empty"),
     "blank question": ("canonical", canonical(question=" "), "empty text", "question is empty"),
-    "blank step": ("canonical", canonical(steps=["a", " "]), "empty text", r"steps\[1\] is empty"),
     "steps as text": ("canonical", canonical().replace('["4"]', '"4"'), "wrong type", "steps is text, wanted a list"),
     "step as number": ("canonical", canonical(steps=[4]), "wrong type", r"steps\[0\] is a number, wanted text"),
-    "answer as truth": ("canonical", canonical(answer=True), "wrong type", "answer is true/false"),
+    "answer as a list": ("canonical", canonical(answer=[1]), "wrong type", "answer is a list, wanted text"),
+    "answer as an object": ("canonical", canonical(answer={"value": 1}), "wrong type", "answer is an object"),
+    "answer that is no number": ("canonical", canonical(answer=float("nan")), "wrong type", "answer is nan"),
+    "a key twice": (
+        "canonical",
+        '{"question": "a", "steps": [], "answer": "1", "answer": "2"}',
+        "repeated key",
+        "key 'answer' stands twice in the object, wanted it once",
+    ),
     "answer of two lines": (
         "canonical",
         canonical(answer="yes\nsure"),

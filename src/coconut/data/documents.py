@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.config.strict import kind_of
+from coconut.config.messages import kind_of, shown
 
 _SIGNATURES: Sequence[tuple[bytes, str, str]] = (
     (b"\x1f\x8b", "a gzip archive", "unpack it with gunzip"),
@@ -18,8 +18,8 @@ _SIGNATURES: Sequence[tuple[bytes, str, str]] = (
     (b"BZh", "a bzip2 archive", "unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "an xz archive", "unpack it with unxz"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it with 7z"),
-    (b"PAR1", "a Parquet table", "load its folder with `hub:`, or save it as JSON Lines"),
-    (b"ARROW1", "an Arrow table", "load its folder with `hub:`, or save it as JSON Lines"),
+    (b"PAR1", "a Parquet table", "save it as JSON Lines"),
+    (b"ARROW1", "an Arrow table", "save it as JSON Lines"),
     (b"\x89HDF", "an HDF5 file", "save it as JSON Lines"),
     (b"SQLite format 3\x00", "an SQLite database", "save the table as JSON Lines"),
     (b"%PDF", "a PDF document", "download the data file itself"),
@@ -146,5 +146,5 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: found {kind_of(fields)}, wanted a JSON object {{...}}; restore the file")
     if isinstance(fields, RepeatedKey):
-        raise ValueError(f"{path}: key {fields.key!r} stands twice, wanted it once; restore the file")
+        raise ValueError(f"{path}: key {shown(fields.key)} stands twice, wanted it once; restore the file")
     return fields

@@ -137,6 +137,7 @@ def _split_statistics(reading: Reading, dropped: Mapping[str, int], examples: li
         "rows_read": reading.num_rows,
         "kept": len(examples),
         "dropped": {f"malformed: {reason}": number for reason, number in reading.malformed.items()} | dict(dropped),
+        "empty_steps": reading.num_empty_steps,
         "repeated_questions": len(examples) - len({_key(example) for example in examples}),
         "steps_mean": round(fmean(num_steps.elements()), 3) if examples else 0.0,
         "steps_per_example": {str(number): num_steps[number] for number in sorted(num_steps)},
@@ -149,9 +150,9 @@ def _split_statistics(reading: Reading, dropped: Mapping[str, int], examples: li
 
 def _log_split(split: str, statistics: _Statistics) -> None:
     logger.info(
-        "{}: {} rows read, {} examples kept, {:.2f} steps each; dropped: {}; repeated questions: {}",
+        "{}: {} rows read, {} examples kept, {:.2f} steps each; dropped: {}; repeated questions: {}; empty steps: {}",
         *(split, statistics["rows_read"], statistics["kept"], statistics["steps_mean"]),
-        *(_listed(statistics["dropped"]), statistics["repeated_questions"]),
+        *(_listed(statistics["dropped"]), statistics["repeated_questions"], statistics["empty_steps"]),
     )
 
 

@@ -1,10 +1,11 @@
-"""Readers: files and hub sets, in the forms their authors publish, to canonical examples.
+"""Reads files and hub sets, in the forms that their authors publish, as canonical examples.
 
-A source is a list of rows, and a row is a line of text or a JSON object. One parser per format
-turns one row into one example, wherever the row came from. Text is never evaluated.
+A source is a list of rows, and a row is a line of text or a JSON object. One parser per format turns a row
+into an example, wherever the row comes from. Text is never evaluated.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,25 +14,30 @@ from typing import Any, NamedTuple
 
 from loguru import logger
 
+from coconut.config.messages import kind_of, shown, suggest
 from coconut.config.schema import DataConfig, Source
-from coconut.config.strict import kind_of
-from coconut.data.documents import parse_json
+from coconut.data.documents import RepeatedKey, decode_text, parse_json
 from coconut.data.examples import Example
-from coconut.data.formats import PARSERS, Parser, RowError, shown
+from coconut.data.formats import PARSERS, Parser, RowError
 
 MAX_WARNINGS = 5
-"""Dropped rows that are named one by one in the log; the others are only counted."""
+"""Number of dropped rows that the log names one by one. It counts the others."""
+_LINE_FORMATS = ("gsm8k_aug", "multiplication")
+_COLUMN_NAME = re.compile(r'\s*"?([A-Za-z_][\w .-]{0,40})?"?\s*')  # pandas leaves the name of the index empty.
+_OTHER_THAN_CSV = re.compile(r"\|\||^\s*[\[{]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What came out of one source."""
+    """The examples of one source, and what was left out."""
 
     examples: list[Example]
     num_rows: int
-    """Rows taken, the malformed ones included."""
+    """Number of rows taken, including malformed ones."""
     malformed: Mapping[str, int]
-    """Rows dropped, by reason."""
+    """Number of rows dropped, by reason."""
+    num_empty_steps: int = 0
+    """Number of empty steps dropped from the examples."""
 
 
 class _Row(NamedTuple):
@@ -43,7 +49,7 @@ def read_split(data: DataConfig, split: str) -> Reading:
     """Read the rows of a split that is not generated, from its file or from the hub.
 
     Raises:
-        ValueError: the file or set cannot be used, or (unless `data.skip_bad_rows`) a row of it.
+        ValueError: The file or set cannot be used, or (unless `data.skip_bad_rows`) one of its rows cannot.
     """
     source: Source = getattr(data, split)
     assert source.format in PARSERS, "generated splits have no source"
@@ -60,7 +66,7 @@ def _take(rows: list[_Row], source: Source, split: str) -> list[_Row]:
     taken = rows[source.start :][: source.rows]
     if source.rows is not None and len(taken) < source.rows:
         logger.warning(
-            "data.{}: {} rows asked from row {} on, {} has only {}",
+            "data.{}: {} rows are asked for from row {} on, but {} has only {}",
             *(split, source.rows, source.start, source.file or source.hub, len(taken)),
         )
     return taken
@@ -69,30 +75,35 @@ def _take(rows: list[_Row], source: Source, split: str) -> list[_Row]:
 def _parse_rows(rows: list[_Row], parse: Parser, *, skip_bad_rows: bool) -> Reading:
     examples = []
     malformed: Counter[str] = Counter()
+    num_empty_steps = 0
     for place, content in rows:
         try:
-            examples.append(parse(content))
+            parsed = parse(content)
         except RowError as error:
             if not skip_bad_rows:
                 raise ValueError(
-                    f"{place}: {error}; mend the row, or set data.skip_bad_rows: true to drop such rows"
+                    f"{place}: {error}; correct the row, or set data.skip_bad_rows: true to drop such rows"
                 ) from None
             malformed[error.reason] += 1
             if malformed.total() <= MAX_WARNINGS:
                 logger.warning("{}: dropped: {}", place, error)
+            continue
+        examples.append(parsed.example)
+        num_empty_steps += parsed.num_empty_steps
     if malformed.total() > MAX_WARNINGS:
         logger.warning("{} more malformed rows dropped", malformed.total() - MAX_WARNINGS)
-    return Reading(examples, len(rows), dict(sorted(malformed.items())))
+    return Reading(examples, len(rows), dict(sorted(malformed.items())), num_empty_steps)
 
 
 # --- files to rows --------------------------------------------------------------------------
 
 
 def _file_rows(source: Source, split: str, raw_dir: str) -> list[_Row]:
-    assert source.file is not None, "the config wants a file or a hub set"
+    assert source.file is not None, "the config requires a file or a hub set"
     path = Path(raw_dir) / source.file
     text = _read_text(path, split)
-    if source.format in ("gsm8k_aug", "multiplication"):
+    _refuse_csv(text, path, source.format)
+    if source.format in _LINE_FORMATS and text.lstrip()[:1] not in ("[", "{"):
         rows = _lines(text, path)
     elif source.format == "prontoqa":
         rows = _named_records(text, path)
@@ -108,30 +119,41 @@ def _read_text(path: Path, split: str) -> str:
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(
             f"{path}: {found}, wanted the file of data.{split}.file below data.raw_dir;"
-            " data/raw/README.md says where the sets are published"
+            f" data/raw/README.md says where the sets are published{suggest(path.name, _names_beside(path))}"
         )
-    content = path.read_bytes()
-    try:
-        # -sig: some editors put a byte order mark in front, which no parser below expects.
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line_number = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{line_number}: byte {content[error.start]:#04x} at offset {error.start} is not UTF-8;"
-            " restore the file, or save it as UTF-8"
-        ) from None
+    return decode_text(path.read_bytes(), path)
+
+
+def _names_beside(path: Path) -> list[str]:
+    folder = path if path.is_dir() else path.parent
+    return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+
+
+def _refuse_csv(text: str, path: Path, file_format: str) -> None:
+    """Recognise a table by its first line, which names the columns."""
+    if _OTHER_THAN_CSV.search(text):
+        return
+    first_line = text.lstrip().partition("\n")[0]
+    for separator, kind in ((",", "CSV"), ("\t", "TSV"), (";", "CSV with semicolons")):
+        columns = first_line.split(separator)
+        if len(columns) > 1 and any(map(str.strip, columns)) and all(map(_COLUMN_NAME.fullmatch, columns)):
+            raise ValueError(
+                f"{path}: found {kind} with the columns {shown(', '.join(name.strip() for name in columns))}, wanted"
+                f" the form of format {file_format}; save the table as JSON Lines, for instance with pandas:"
+                f" pd.read_csv(FILE, sep={separator!r}).to_json(OTHER_FILE, orient='records', lines=True)"
+            )
 
 
 def _lines(text: str, path: Path) -> list[_Row]:
-    # Not splitlines: it also breaks at characters that may stand inside a line, such as U+2028.
+    # `splitlines` would also break at characters that may stand inside a line, such as U+2028.
     lines = enumerate(text.split("\n"), start=1)
     return [_Row(f"{path}:{line_number}", line) for line_number, line in lines if line.strip()]
 
 
 def _records(text: str, path: Path) -> list[_Row]:
-    """Rows of a JSON list, or of JSON Lines; the content tells, not the file's name."""
+    """Read a JSON list or JSON Lines. The content decides which, not the file's name."""
     if not text.lstrip().startswith("["):
-        # A file that is one object as a whole was meant as something else than one line of many.
+        # If the whole file is one object, it is not one line of many.
         if text.lstrip().startswith("{") and isinstance(_document_or_none(text), dict):
             raise ValueError(
                 f"{path}: found a JSON object, wanted a list of them, or JSON Lines with one a line;"
@@ -144,7 +166,7 @@ def _records(text: str, path: Path) -> list[_Row]:
 
 def _json_lines(text: str, path: Path) -> list[_Row]:
     rows = _lines(text, path)
-    # No matter of single rows, which could be dropped.
+    # If no line is an object, the file has another form, which is not a matter of single rows.
     if len(rows) > 1 and not any(isinstance(_document_or_none(row.content), dict) for row in rows):
         raise ValueError(
             f"{path}: found no line that is a JSON object, wanted a list of objects, or JSON Lines with one whole"
@@ -162,6 +184,8 @@ def _named_records(text: str, path: Path) -> list[_Row]:
             f'{path}: found {kind_of(records)}, wanted a JSON object {{"example1": {{"test_example": ...}}, ...}}'
             " as the ProntoQA generator writes it; for a list of examples take format: canonical"
         )
+    if isinstance(records, RepeatedKey):
+        raise ValueError(f"{path}: key {shown(records.key)} stands twice, wanted it once; rename one of the records")
     return [_Row(f"{path}: record {shown(name)}", record) for name, record in records.items()]
 
 
@@ -174,7 +198,7 @@ def _document(text: str, path: Path) -> Any:
             " the file is damaged or cut short: restore it"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: not usable JSON: {error}; mend or restore the file") from None
+        raise ValueError(f"{path}: not usable JSON: {error}; correct or restore the file") from None
 
 
 def _document_or_none(text: str) -> Any:
@@ -188,8 +212,9 @@ def _document_or_none(text: str) -> Any:
 
 
 def _hub_rows(source: Source, split: str) -> list[_Row]:
-    # Imported here: it takes a second, and generated or local data do without.
+    # The import takes a second, which generated and local data do not need.
     import datasets
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if source.hub_split is None:
         raise ValueError(f"data.{split}.hub_split: found null, wanted the name of a split of {source.hub}")
@@ -198,9 +223,12 @@ def _hub_rows(source: Source, split: str) -> list[_Row]:
         table = datasets.load_dataset(
             source.hub, source.hub_config, split=source.hub_split, revision=source.hub_revision
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        return [_Row(f"{place}: row {number}", row) for number, row in enumerate(table)]
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError),
+        *(datasets.exceptions.DatasetsError, HTTPError),
+    ) as error:
         raise ValueError(
-            f"data.{split}.hub: {place} cannot be loaded: {error}; check hub, hub_config, hub_split, hub_revision"
-            " and the network, or download the set and name it in `file`"
+            f"data.{split}.hub: {place} cannot be loaded: {' '.join(str(error).split())[:300]}; check hub, hub_config,"
+            " hub_split, hub_revision and the network, or download the set and name it in `file`"
         ) from None
-    return [_Row(f"{place}: row {number}", row) for number, row in enumerate(table)]
