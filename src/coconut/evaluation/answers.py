@@ -11,7 +11,7 @@ _DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
 """Digits set apart (`5 5 6 0`, the multiplication sets), or with a needless 0 in front."""
 
 _OPTION = re.compile(
-    r"(?:(?:option|choice) )?(?:(?P<bare>[a-j])|\((?P<round>[a-j])\)[:.]?|(?P<marked>[a-j])(?:[):]|\.(?= )))"
+    r"(?:(?:option|choice|answer):? )?(?:(?P<bare>[a-j])|\((?P<round>[a-j])\)[:.]?|(?P<marked>[a-j])(?:[):]|\.(?= )))"
     r"(?:(?<!\w) ?(?P<content>.+))?",
     re.IGNORECASE,
 )

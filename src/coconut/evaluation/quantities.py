@@ -10,7 +10,7 @@ from coconut.evaluation.units import Unit, parse_unit, units_agree
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 """Powers of ten. Their plurals, and words such as "dozen" whose value may be meant either way, are not read."""
 
-_LABEL = r"(?:(?P<label>[a-z](?:_?[0-9]|_[a-z])?|answer|result|total|sum)? ?= ?)?"
+_LABEL = r"(?:(?P<label>[a-z](?:_?[0-9]|_[a-z])?)? ?= ?|(?:answer|result|total|sum) ?[=:] ?)?"
 _SIGN = r"(?P<sign>[-+]?) ?(?P<currency>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr)? ?(?P<inner_sign>[-+]?)"
 _DECIMAL = r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"
 _SHORT = r"[0-9]{1,100}"
@@ -21,7 +21,9 @@ _NUMBER = (
     r"|10\^(?P<power>[-+]?[0-9]{1,9})(?![0-9.])"
     rf"|(?P<decimal>{_DECIMAL})(?:(?:e| ?[*x] ?10\^)(?P<exponent>[-+]?[0-9]{{1,9}})(?![0-9.]))?)"
 )
-_QUANTITY = re.compile(rf"{_LABEL}{_SIGN}{_NUMBER}(?: ?(?P<scale>{'|'.join(_SCALES)})(?![^\W_]))?", re.IGNORECASE)
+_QUANTITY = re.compile(
+    rf"{_LABEL}{_SIGN}{_NUMBER}(?: ?(?P<scale>{'|'.join(_SCALES)})(?![^\W_]))?", re.IGNORECASE | re.ASCII
+)
 
 
 @dataclass(frozen=True)

@@ -103,11 +103,14 @@ _NO_THINGS = re.compile(
     r"(?:(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|[a-z]*illi?one?|[a-z]*illiard|lakh|crore"
     r"|myriad|dozen|score|gross|pair|couple|trio|double|triple|quadruple|grand|mil|half|halv|third|quarter|[a-z]+th"
-    # Operations, in English and in languages whose words end in -s, too.
-    r"|time|fold|power|square|cube|root|exponent|factorial|multiple|negative|equal|minus|plus)e?s|"
-    r"(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ies|menos|moins|fois)"
+    # Operations.
+    r"|time|fold|power|square|cube|root|exponent|factorial|multiple|negative|equal|minus|plus)e?s"
+    r"|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ies|menos|moins|fois"
+    # Words that are no nouns.
+    r"|always|perhaps|sometimes|besides|towards|afterwards|nowadays|whereas|does|makes|gives|means|becomes|remains"
+    r"|seems|exceeds)"
 )
-"""Words that end like a plural but change the number before them, so that they name no counted things."""
+"""Words that end like a plural but name no counted things."""
 
 _PLURAL = re.compile(r"[a-z]{3,}s(?<![isu]s)")
 _TERM = re.compile(
