@@ -6,35 +6,63 @@ STAMP := $(VENV)/.installed
 # Pipeline stages run with the caller's PATH, so that `python` is the one that has the packages.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
+
+# For targets that only look: they say what is missing, and install nothing.
+ONLY_IF_SET_UP = $(VENV)/bin/python -c 'import coconut, typer' 2>/dev/null || { \
+	echo "make $@: no environment in $(VENV); run \`make setup\` first (1 to 3 minutes, 1.8 GB)" >&2; exit 1; }
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup trackers repro table test test-fast check format bench overnight status compare clean
+.PHONY: all help setup trackers repro table report test test-fast check format bench overnight status compare prune clean
 
-all: repro table  ## set up, run the pipeline, print the table
+all: repro  ## set up, run the pipeline, print the table and the path of the page
+	@python -m coconut table
+	@python -m coconut report
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP)  ## .venv from the lock file
+setup: $(STAMP)  ## .venv from the lock file: 1 to 3 minutes, 1.8 GB
 
 # The lock names versions, not builds: pip takes the torch build that fits the machine.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --editable .
 	touch $@
 
-trackers: $(STAMP)  ## wandb and tensorboard too, for `runtime.tracker` and their tests
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-trackers.lock
+trackers: $(STAMP)  ## add wandb and tensorboard, for `runtime.tracker` and their tests
+	$(PIP) -r requirements-trackers.lock
 
-repro: $(STAMP)  ## dvc repro: everything that is out of date
-	@python stages/params.py  # Also a stage, but a cycle or a missing parent would end DVC first, in fewer words.
-	@python -m coconut.pipeline.dvc_lock  # What a killed dvc left would end DVC, or have it run finished stages again.
-	dvc repro
+repro: $(STAMP)  ## repair what a killed dvc left, then dvc repro: everything that is out of date
+	@python stages/params.py  # It is also a stage, but DVC reports a cycle or a missing parent in fewer words.
+	@python -m coconut repair
+	@dvc repro || { status=$$?; python -m coconut report || true; \
+		echo "make repro: dvc ended with exit code $$status; \`make status\` shows what runs and what failed" >&2; exit $$status; }
 
-table: $(STAMP)  ## print the table of the last run
-	@python -m coconut.report
+table:  ## print the table of accuracies
+	@$(ONLY_IF_SET_UP)
+	@python -m coconut table
+
+report:  ## print the path of the page; after a failure write one of what there is
+	@$(ONLY_IF_SET_UP)
+	@python -m coconut report
+
+status:  ## what is running, what is done, what is waiting
+	@$(ONLY_IF_SET_UP)
+	@python -m coconut status
+
+compare:  ## mean and interval over seeds, paired tests: make compare EXPERIMENTS="one two"
+	@$(ONLY_IF_SET_UP)
+	@python -m coconut compare $(EXPERIMENTS)
+
+overnight: $(STAMP)  ## dvc repro -k until it is done or cannot go on, with a summary
+	python -m coconut overnight
+
+prune:  ## delete resume states that nothing would use
+	@$(ONLY_IF_SET_UP)
+	@python -m coconut prune
 
 test: $(STAMP)  ## every test
 	python -m pytest -n auto
@@ -47,26 +75,17 @@ check: $(STAMP)  ## ruff format, ruff check, mypy --strict
 	ruff check .
 	mypy
 
-format: $(STAMP)  ## let ruff mend what it can
+format: $(STAMP)  ## let ruff fix what it can
 	ruff format .
 	ruff check --fix .
 
 bench: $(STAMP)  ## speed and memory, tables and figures into benchmarks/
 	python benchmarks/bench.py
 
-overnight: $(STAMP)  ## dvc repro -k until it is done or cannot go on, with a summary
-	python -m coconut.pipeline.overnight
-
-status: $(STAMP)  ## what is running, what is done, what is waiting
-	@python -m coconut.pipeline.status
-
-compare: $(STAMP)  ## mean and interval over seeds, paired tests: make compare EXPERIMENTS="one two"
-	@python -m coconut.report.compare $(EXPERIMENTS)
-
 # Name by name: `git clean` would also take the raw data and the models, which git ignores.
 clean:  ## remove what the pipeline and the tools made; metrics, .resume, .venv and DVC's cache stay
-	rm -rf data/examples data/encoded outputs/params.checked outputs/report outputs/logs outputs/overnight \
-		outputs/evaluations/*.json outputs/*/checkpoint outputs/*/checkpoint.partial outputs/*/history.csv \
-		outputs/*/train.json outputs/*/predictions.jsonl outputs/.*.unfinished outputs/*/.*.unfinished \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data/examples data/encoded outputs/params.checked outputs/report outputs/partial-report outputs/logs \
+		outputs/overnight outputs/evaluations/*.json outputs/*/checkpoint outputs/*/checkpoint.partial \
+		outputs/*/history.csv outputs/*/train.json outputs/*/predictions.jsonl outputs/.*.unfinished \
+		outputs/*/.*.unfinished .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ LAYERS = (
     ("report",),
     ("reasoner",),
     ("cli", ""),
+    ("__main__",),
 )
 """From the bottom up. A module may import from its own layer's package and from layers below it."""
 KNOWS_NOTHING_OF = {

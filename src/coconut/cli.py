@@ -134,18 +134,15 @@ def repair() -> None:
 
 
 def _end_with(run: Callable[[], int]) -> None:
-    raise typer.Exit(_guarded(run))
-
-
-def _guarded(run: Callable[[], int]) -> int:
-    """Turn a user's mistake into one message and exit code 1."""
+    """Exit with what `run` returns; a user's mistake becomes one message and exit code 1."""
     try:
-        return run()
+        exit_code = run()
     except BrokenPipeError:
         raise  # The reader of our output has gone, as in `coconut table | head`; typer ends silently.
     except (ValueError, OSError) as error:
         typer.echo(f"coconut: {explain(error)}", err=True)
-        return 1
+        exit_code = 1
+    raise typer.Exit(exit_code)
 
 
 def main() -> None:
