@@ -136,9 +136,9 @@ def parse_unit(text: str) -> Unit | None:
         return ()
     for pattern, symbol in _ALIASES.items():
         text = pattern.sub(symbol, text)
-    terms = [
-        _parse_term(term) if term else frozenset[str]() for term in re.split(r" ?/ ?|(?:^| )per ", text, maxsplit=1)
-    ]
+    numerator, *denominator = re.split(r" ?/ ?|(?:^| )per ", text, maxsplit=1)
+    # Without a numerator, as in `5 per hour`, the denominator stands alone.
+    terms = [_parse_term(numerator) if numerator else frozenset[str](), *map(_parse_term, denominator)]
     return None if None in terms else tuple(term for term in terms if term is not None)
 
 
