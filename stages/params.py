@@ -1,4 +1,4 @@
-"""Pipeline stage `params`: params.yaml holds no mistake, before any stage runs or any old output goes."""
+"""Pipeline stage `params`: params.yaml holds no mistake, before any stage runs or any old output is deleted."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,20 @@ from coconut.pipeline.stage import begin
 if __name__ == "__main__":
     inputs = begin()
 
+from loguru import logger
+
+from coconut.config.machine import check_machine
 from coconut.config.params import load_params
+from coconut.config.plausibility import find_doubts, most_rows
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.stage import run_stage
 
 
 def main() -> None:
     """Write `outputs/params.checked`, always the same bytes, so that nothing runs again because of them."""
-    load_params()
+    params = load_params()
+    for warning in check_machine(params) + find_doubts(params, most_rows(params.data)):
+        logger.warning("{}", warning)
     path = OUTPUTS_DIR / "params.checked"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # It may be linked into DVC's cache, which must not be written to.

@@ -171,7 +171,7 @@ def _parse_scalar(value: Any, kind: type, path: str) -> Any:
 
 
 def _cure(value: Any, kind: type) -> str:
-    if kind is str and type(value) in (int, float, bool):
+    if kind is str and value is not None:
         return "; quote it if it is text"
     if kind is int and type(value) is float and value.is_integer() and abs(value) <= MAX_COUNT:
         return f"; write it without a point or exponent: {value:.0f}"

@@ -1,4 +1,4 @@
-"""The names of what is fed back as a thought: the grammar of `thought:` in `params.yaml`.
+"""The grammar of `thought:` in `params.yaml`, which names what is fed back as a thought.
 
     form    = state | "normalised" | "normalised(" state ")" | "projection" | "projection(" state ")"
     state   = hidden | removed | hidden "+" removed | "input+" removed
@@ -6,9 +6,9 @@
     removed = "suppressed[" layer "]" | "suppressed[" layer ":]"
     layer   = a whole number, such as 6 or -2, or a fraction between 0 and 1, such as 0.5
 
-On a command line the brackets need quotes of their own: `dvc exp run -S "latent.thought='hidden[-2]'"`.
-What the forms compute is said in `coconut.model.feedback`. Without torch, so that a wrong name is
-an error before anything is trained.
+On a command line the form needs quotes of its own: `dvc exp run -S "latent.thought='hidden[-2]'"`.
+`coconut.model.feedback` says what the forms compute. This module needs no torch, so that a wrong form is an error
+before anything is trained.
 """
 
 import math
@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
+
+from coconut.config.strict import shown, suggest
 
 FORMS = (
     "hidden[LAYER]",
@@ -26,7 +28,9 @@ FORMS = (
     "normalised(...) and projection(...) around any of these, or alone around hidden[-1]",
 )
 
-_LAYER = r"0|-?[1-9][0-9]*|0?\.[0-9]*[1-9][0-9]*"
+_QUOTING = """-S "latent.thought='hidden[-2]'\""""
+"""Hydra, which reads the command line before us, takes brackets outside quotes for a list of its own."""
+_LAYER = r"0|-?[1-9][0-9]{0,8}|0?\.[0-9]{0,8}[1-9][0-9]{0,8}"
 _STATE = re.compile(
     rf"(?:(?:hidden\[(?P<hidden>{_LAYER})\]|(?P<input>input))(?P<plus>\+)?)?"
     rf"(?:suppressed\[(?P<suppressed>{_LAYER})(?P<upward>:)?\])?"
@@ -36,21 +40,21 @@ _FINISHED = re.compile(r"(?P<finish>normalised|projection)(?:\((?P<state>[^()]+)
 
 @dataclass(frozen=True)
 class Form:
-    """A parsed name; at least one of `hidden` and `suppressed` is given."""
+    """A parsed form; at least one of `hidden` and `suppressed` is given."""
 
     hidden: str | None
     """The layer whose hidden state is fed back."""
     adds_input: bool
-    """Whether the input embedding of the column that thinks is added."""
+    """Whether the input embedding of the column that produces the thought is added."""
     suppressed: str | None
     """The layer whose suppressed activations are fed back."""
     upward: bool
-    """Whether those of all layers above it are added."""
+    """Whether the suppressed activations of all layers above it are added."""
     finish: Literal["normalised", "projection"] | None
 
 
 def parse_thought(thought: str) -> Form:
-    """Read a name.
+    """Read a form.
 
     Raises:
         ValueError: listing the known forms.
@@ -63,11 +67,13 @@ def parse_thought(thought: str) -> Form:
     finished = _FINISHED.fullmatch(thought)
     state = _STATE.fullmatch((finished["state"] or "hidden[-1]") if finished else thought)
     first = state and (state["hidden"] or state["input"])
-    # A sum needs both its terms and a plus, a single term neither; the input alone is no thought.
+    # A sum needs both terms and a plus, a single term needs neither; the input alone is no thought.
     if not state or bool(state["plus"]) != bool(first and state["suppressed"]) or state[0] in ("", "input"):
         raise ValueError(
-            f"thought: found {thought!r}, wanted one of {', '.join(FORMS)};"
-            " LAYER is a whole number (0 the embeddings, 1 the first layer, -1 the last) or a fraction such as 0.5"
+            f"thought: found {shown(thought)}, wanted one of {', '.join(FORMS)}; LAYER is a whole number"
+            " (0 the embeddings, 1 the first layer, -1 the last) or a fraction such as 0.5;"
+            f" on a command line, quote it twice: {_QUOTING}"
+            + suggest(re.sub(r"-?[0-9.]+", "LAYER", thought), (*FORMS[:-1], "normalised", "projection"))
         )
     return Form(
         hidden=state["hidden"],
@@ -79,7 +85,7 @@ def parse_thought(thought: str) -> Form:
 
 
 def check_layers(thought: str, num_layers: int) -> None:
-    """Raise a ValueError if a thought names a layer that a model of so many does not have.
+    """Raise a ValueError if a thought names a layer that a model with `num_layers` layers does not have.
 
     >>> check_layers("hidden[-2]+suppressed[0.5:]", 3)
     """
@@ -91,9 +97,9 @@ def check_layers(thought: str, num_layers: int) -> None:
 
 
 def find_layer(layer: str, num_layers: int, *, lowest: int = 0) -> int:
-    """Turn a layer's name into its number: 0 the embeddings, `num_layers` the state after the final norm.
+    """Turn a layer's name into its number: 0 for the embeddings, `num_layers` for the state after the final norm.
 
-    A fraction f is layer floor(f x (`num_layers` + 1)), as in the journal's code, but at least `lowest`.
+    A fraction f names layer floor(f x (`num_layers` + 1)), as in the journal's code, but at least `lowest`.
 
     Raises:
         ValueError: if the model has no such layer.

@@ -1,0 +1,106 @@
+"""Warnings, before anything is trained, of values that are allowed but leave a run without a useful result."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from coconut.config.schema import BASE, DataConfig, Entry, Params
+
+MIN_SCORED = 100
+"""Examples below which an accuracy says little: its 95 % interval spans 20 points."""
+
+NumRows = Mapping[str, int | None]
+"""Rows of `train`, `valid` and `test`; None where they are not known."""
+
+
+def most_rows(data: DataConfig) -> NumRows:
+    """Return the largest number of rows that each split can have, by the parameters alone.
+
+    >>> from coconut.config.params import load_params
+    >>> most_rows(load_params().data)
+    {'train': 20000, 'valid': 1000, 'test': 1000}
+    """
+    limits = [limit for limit in (data.train.rows, data.max_train) if limit is not None]
+    return {"train": min(limits, default=None), "valid": data.valid.rows, "test": data.test.rows}
+
+
+def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
+    """Return a warning for each value that is too small, or too large, for these numbers of rows."""
+    doubts = [*_doubts_about_model(params.model), *doubts_about_splits(params, num_rows)]
+    for name in params.curriculum:
+        doubts += doubts_about_entry(params.curriculum, name, num_rows["train"])
+    return doubts
+
+
+def _doubts_about_model(model: str) -> list[str]:
+    folder = Path(model).expanduser()
+    if not folder.is_dir() or folder.absolute().is_relative_to(Path("models").absolute()):
+        return []
+    return [
+        f"model: DVC watches only models/ for changes, not {model}; move the folder there, or run `dvc repro -f base`"
+        " after each change of its files"
+    ]
+
+
+def doubts_about_splits(params: Params, num_rows: NumRows) -> list[str]:
+    """Return a warning for each split that is scored on too few examples."""
+    doubts = []
+    num_test = _least(num_rows["test"], params.evaluate.max_examples)
+    if num_test is not None and num_test < MIN_SCORED:
+        doubts.append(
+            f"data.test: accuracies will be of {num_test} examples at most, and uncertain by"
+            f" {98 / math.sqrt(num_test):.0f} points either way; take at least {MIN_SCORED}"
+            " (data.test.rows, evaluate.max_examples)"
+        )
+    for name, entry in params.curriculum.items():
+        num_valid = _least(num_rows["valid"], entry.train.validate_examples)
+        used = "select: best" if entry.train.select == "best" else "min_accuracy" if entry.min_accuracy else None
+        if used and num_valid is not None and num_valid < MIN_SCORED:
+            doubts.append(
+                f"curriculum.{name}: {used} goes by {num_valid} validation examples at most, mostly by chance;"
+                f" take at least {MIN_SCORED} (data.valid.rows, train.validate_examples)"
+            )
+    return doubts
+
+
+def doubts_about_entry(entries: Mapping[str, Entry], name: str, num_train: int | None) -> list[str]:
+    """Return a warning if an entry has too few updates for its batches or for its warm-up."""
+    if num_train is None:
+        return []
+    entry, path = entries[name], f"curriculum.{name}"
+    per_epoch, num_updates = _count_updates(entry, num_train)
+    doubts = []
+    if per_epoch == 1:
+        doubts.append(
+            f"{path}: batch_size {entry.train.batch_size} takes all {num_train} training examples at once, so that an"
+            " epoch is one update; lower train.batch_size"
+        )
+    num_inherited = _count_inherited(entries, entry, num_train)
+    if entry.train.warmup_updates >= num_updates + num_inherited:
+        inherited = f", after {num_inherited} of the parents whose optimizer it takes over" if num_inherited else ""
+        doubts.append(
+            f"{path}: ends within the warm-up, and never trains at its lr: warmup_updates is"
+            f" {entry.train.warmup_updates}, but it has {num_updates} updates ({entry.epochs} epochs of {per_epoch})"
+            f"{inherited}; lower train.warmup_updates or train.batch_size, or train for more epochs"
+        )
+    return doubts
+
+
+def _count_updates(entry: Entry, num_train: int) -> tuple[int, int]:
+    """Return the updates of one epoch, and of all."""
+    per_epoch = -(-num_train // entry.train.batch_size)
+    whole = per_epoch * entry.epochs
+    return per_epoch, min(whole, entry.max_updates or whole)
+
+
+def _count_inherited(entries: Mapping[str, Entry], entry: Entry, num_train: int) -> int:
+    """Count the updates that the optimiser had done in the entries it is taken over from."""
+    num_updates = 0
+    while entry.parent != BASE and not entry.train.reset_optimizer:
+        entry = entries[entry.parent]
+        num_updates += _count_updates(entry, num_train)[1]
+    return num_updates
+
+
+def _least(*numbers: int | None) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
