@@ -54,10 +54,9 @@ def _without_target(view: View) -> View:
 
 def decode(model: PreTrainedModel, prompts: list[View], *, is_bf16: bool = False) -> int:
     """All prompts in one batch; no token ends a row."""
-    inputs = collate(prompts, pad_id=0).to(model.device)._asdict()
-    del inputs["labels_BT"]
+    batch = collate(prompts, pad_id=0).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
-        rows = generate(model, Feedback(), **inputs, eos_ids=[], max_new_tokens=NUM_TOKENS)
+        rows = generate(model, Feedback(), batch, eos_ids=[], max_new_tokens=NUM_TOKENS)
     return sum(row.num_tokens for row in rows)
 
 

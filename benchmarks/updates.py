@@ -1,18 +1,18 @@
 """Updates of a GPT-2 (124M): latent against plain, in time and memory."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coconut.model import latent
+from coconut.model.passes import PassOptions
 from workload import (
     Update,
     alternate,
     build_gpt2,
     checkpointed,
+    ideas,
     make_batch,
     matrix_rates,
     peak_mb,
@@ -24,16 +24,16 @@ from workload import (
 )
 
 KINDS = {"plain": plain, "ours, no thoughts": without_thoughts, "latent": with_thoughts}
-STRAIGHT: dict[str, bool] = {"gates": False}
-IDEAS: dict[str, dict[str, bool]] = {
+STRAIGHT: dict[str, Any] = {"gelu": False, "options": ideas()}
+IDEAS: dict[str, dict[str, Any]] = {
     "straightforward": STRAIGHT,
-    "weight gradients once": {"gates": True},
-    "one operation per GELU": {"gelu": True},
-    "key-value store": {"store": True},
-    "store, padding left out": {"store": True, "packed": True},
-    "oneDNN products": {"onednn": True},
-    "all but oneDNN": {"gates": True, "gelu": True, "store": True, "packed": True},
-    "all": {"gates": True, "gelu": True, "store": True, "packed": True, "onednn": True},
+    "weight gradients once": {"gelu": False, "options": ideas(gates=True)},
+    "one operation per GELU": {"gelu": True, "options": ideas()},
+    "key-value store": {"gelu": False, "options": ideas(store=True)},
+    "store, padding left out": {"gelu": False, "options": ideas(store=True, packed=True)},
+    "oneDNN products": {"gelu": False, "options": ideas(onednn=True)},
+    "all but oneDNN": {"gelu": True, "options": ideas(gates=True, store=True, packed=True)},
+    "all": {"gelu": True, "options": ideas(gates=True, store=True, packed=True, onednn=True)},
 }
 """On top of a straightforward implementation: one pass per latent column, the library's cache and layers."""
 
@@ -152,17 +152,14 @@ def large_vocabulary(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
                 "loss"
             ].backward()
 
-        def supervised(chunk_logits: int, batch: Any = batch) -> None:
-            before, latent.CHUNK_LOGITS = latent.CHUNK_LOGITS, chunk_logits
-            with contextlib.ExitStack() as stack:
-                stack.callback(setattr, latent, "CHUNK_LOGITS", before)
-                nll, num_tokens = without_thoughts(model, batch)
-                (nll / num_tokens).backward()
+        def supervised(options: PassOptions, batch: Any = batch) -> None:
+            nll, num_tokens = without_thoughts(model, batch, options)
+            (nll / num_tokens).backward()
 
         kinds = {
             "all columns": all_columns,
-            "supervised columns": lambda: supervised(1 << 40),
-            "supervised columns, in chunks": lambda: supervised(latent.CHUNK_LOGITS),
+            "supervised columns": lambda: supervised(PassOptions(max_logits=1 << 40)),
+            "supervised columns, in chunks": lambda: supervised(PassOptions()),
         }
         steps = {}
         for name, kind in kinds.items():

@@ -4,6 +4,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -13,12 +14,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from coconut.data.collator import Batch, collate
 from coconut.data.views import IGNORED, View
-from coconut.model.fast import columns, layers, products
+from coconut.model.fast import layers, products
+from coconut.model.fast.thresholds import Thresholds
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, supervised_nll
+from coconut.model.passes import PassOptions, PlainPasses
 
 VOCAB_SIZE = 50260
-Nll = Callable[[PreTrainedModel, Batch], tuple[Tensor, int]]
+Nll = Callable[[PreTrainedModel, Batch, PassOptions], tuple[Tensor, int]]
 
 
 def build_gpt2(device: str, *, vocab_size: int = VOCAB_SIZE, **shape: int) -> PreTrainedModel:
@@ -56,53 +59,59 @@ def make_batch(num_rows: int, device: str, **options: Any) -> Batch:
 # --- kinds of updates -------------------------------------------------------------------------
 
 
-def plain(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-    """The yardstick: the same batch as ordinary tokens, one pass of the library's own model."""
+def plain(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
+    """The baseline: the same batch as ordinary tokens, one pass of the library's own model."""
     output = model.base_model(
         input_ids=batch.input_ids_BT,
         attention_mask=batch.attention_mask_BT,
         position_ids=batch.position_ids_BT,
         use_cache=False,
     )
-    return supervised_nll(model, output.last_hidden_state, batch.labels_BT)
+    passes = PlainPasses(model, batch, replace(options, fast=False))
+    return supervised_nll(passes, output.last_hidden_state, batch.labels_BT)
 
 
-def with_thoughts(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-    """What we ship."""
-    return latent_nll(model, Feedback(), **batch._asdict())
+def with_thoughts(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
+    """The update that is shipped."""
+    return latent_nll(model, Feedback(), batch, options)
 
 
-def checkpointed(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+def checkpointed(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
     """The same, keeping no activations between passes."""
-    return latent_nll(model, Feedback(), **batch._asdict(), checkpoint_activations=True)
+    return latent_nll(model, Feedback(), batch, replace(options, checkpoint_activations=True))
 
 
-def without_thoughts(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-    """A stricter yardstick: the same batch as ordinary tokens, with all that we do to be fast."""
-    fields = batch._asdict() | {"is_latent_BT": torch.zeros_like(batch.is_latent_BT)}
-    return latent_nll(model, Feedback(), **fields)
+def without_thoughts(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
+    """A stricter baseline: the same batch as ordinary tokens, with every part of the fast path."""
+    batch = batch._replace(is_latent_BT=torch.zeros_like(batch.is_latent_BT))
+    return latent_nll(model, Feedback(), batch, options)
+
+
+NEVER = 1 << 60
+
+
+def ideas(*, gates: bool = False, store: bool = False, packed: bool = False, onednn: bool = False) -> PassOptions:
+    """Options that switch on these parts of the fast path alone; none of them is a straightforward implementation."""
+    default = Thresholds()
+    thresholds = replace(
+        default,
+        min_weight_elements=0 if gates else NEVER,
+        min_multiplications=default.min_multiplications if onednn else NEVER,
+        min_width=0 if store else NEVER,
+        min_packed_work=default.min_packed_work if packed else NEVER,
+    )
+    return PassOptions(thresholds=thresholds)
 
 
 @contextlib.contextmanager
-def ideas(
-    *, gates: bool = False, store: bool = False, packed: bool = False, onednn: bool = False, gelu: bool = False
-) -> Iterator[None]:
-    """Run what we ship with these ideas alone; none of them is a straightforward implementation."""
-    places = [
-        (layers, "MIN_WEIGHT_ELEMENTS", 0 if gates else 1 << 60),
-        (layers, "fused_gelu", layers.fused_gelu if gelu else _eight_operations),
-        (products, "MIN_MULTIPLICATIONS", products.MIN_MULTIPLICATIONS if onednn else 1 << 60),
-        (columns, "MIN_WIDTH", 0 if store else 1 << 60),
-        (columns, "MIN_PACKED_WORK", columns.MIN_PACKED_WORK if packed else 1 << 60),
-    ]
-    before = [getattr(module, name) for module, name, _ in places]
-    for module, name, value in places:
-        setattr(module, name, value)
+def activation(*, fused: bool) -> Iterator[None]:
+    """Compute GPT-2's activation in one operation or, as the library does, in eight."""
+    before = layers.fused_gelu
+    layers.fused_gelu = before if fused else _eight_operations
     try:
         yield
     finally:
-        for (module, name, _), value in zip(places, before, strict=True):
-            setattr(module, name, value)
+        layers.fused_gelu = before
 
 
 def _eight_operations(input: Tensor) -> Tensor:
@@ -112,17 +121,20 @@ def _eight_operations(input: Tensor) -> Tensor:
 class Update:
     """One optimiser update on a batch: zero the gradients, forward, backward, AdamW."""
 
-    def __init__(self, model: PreTrainedModel, batch: Batch, nll: Nll, **switched_on: bool) -> None:
-        self.model, self.batch, self.nll, self.switched_on = model, batch, nll, switched_on
+    def __init__(
+        self, model: PreTrainedModel, batch: Batch, nll: Nll, *, gelu: bool = True, options: PassOptions | None = None
+    ) -> None:
+        self.model, self.batch, self.nll = model, batch, nll
+        self.gelu, self.options = gelu, options or PassOptions()
         self.optimizer: torch.optim.Optimizer | None = None
         self.keeps_gradients = False
         self.is_bf16 = False
 
     def __call__(self) -> None:
         self.model.zero_grad(set_to_none=not self.keeps_gradients)
-        with ideas(**self.switched_on) if self.switched_on else contextlib.nullcontext():
+        with activation(fused=self.gelu):
             with torch.autocast(self.batch.input_ids_BT.device.type, torch.bfloat16, enabled=self.is_bf16):
-                nll, num_tokens = self.nll(self.model, self.batch)
+                nll, num_tokens = self.nll(self.model, self.batch, self.options)
             (nll / num_tokens).backward()
         assert self.optimizer is not None
         self.optimizer.step()

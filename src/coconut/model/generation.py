@@ -64,7 +64,9 @@ def generate(
         open_passes(model, batch, feedback, options or PassOptions(), num_further_columns=num_further)
     ) as passes:
         last_BD = read_columns(passes, feedback, batch)[:, -1]
-        running = _Running(passes, list(range(num_rows)), batch.position_ids_BT[:, -1], last_BD)
+        running = _Running(
+            passes, list(range(num_rows)), batch.position_ids_BT[:, -1], last_BD, num_positions(model) - 1
+        )
         _decode(running, decoded, limits, frozenset(eos_ids), max_share_kept)
     return decoded
 
@@ -110,6 +112,8 @@ class _Running:
     """Of each row's last column."""
     last_BD: Tensor
     """Hidden state of each row's last column."""
+    last_position: int
+    """The last one that the model has."""
 
     def next_ids(self) -> Tensor:
         """Return the most probable next token of each row."""
@@ -125,6 +129,6 @@ class _Running:
     def advance(self, ids_B: Tensor) -> None:
         """Read one more token in every row."""
         # A row that has ended and is still here must not run out of the positions that the model has.
-        self.positions_B = (self.positions_B + 1).clamp(max=num_positions(self.passes.model) - 1)
+        self.positions_B = (self.positions_B + 1).clamp(max=self.last_position)
         output = self.passes.read(self.passes.embed(ids_B[:, None]), self.positions_B[:, None])
         self.last_BD = output.last_hidden_state[:, -1]

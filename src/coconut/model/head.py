@@ -1,12 +1,10 @@
-"""The output head: logits, and positions."""
+"""The output head, and the number of positions that a model has. Legend: D hidden, V vocabulary."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from coconut.config.positions import num_positions as config_positions
-
-# --- the output head ------------------------------------------------------------------------
 
 
 def num_positions(model: PreTrainedModel) -> int:
@@ -17,8 +15,8 @@ def num_positions(model: PreTrainedModel) -> int:
 def output_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Turn hidden states after the final norm (..., D) into logits (..., V), as the model itself does.
 
-    Beside the head some families scale the logits (Cohere, Granite) or cap them (Gemma 2);
-    `check_supported` finds out whether that is all that this model does.
+    Some families scale the head's output (Cohere, Granite) or cap it (Gemma 2);
+    `checkpoints.support` proves that a model does no more than that.
     """
     logits: Tensor = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
