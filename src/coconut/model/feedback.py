@@ -1,18 +1,18 @@
 """What is fed back as a thought, by the names that `coconut.config.thought` reads.
 
-With L layers, HF's numbering: state 0 is what enters the first layer, state l what leaves layer l,
-and state L what leaves the final norm. All others are before that norm.
+States are numbered as in transformers. With L layers, state 0 enters the first layer, state l leaves layer l, and
+state L leaves the final norm. All others are before that norm.
 
-* `hidden[-1]`: state L, the paper's thought. The head reads it, so its scale is that of a normed vector.
-* `hidden[l]`: state l. `hidden[-2]` is the last one before the final norm, in a pretrained model far larger
-  than `hidden[-1]`; `hidden[0]` is no more than the embedding. `hidden[0.5]`: state floor(0.5 x (L + 1)).
-* `suppressed[l]`, `suppressed[l:]`: what layer l has taken away, or layers l to L summed; see `suppressed`.
-* `hidden[m]+suppressed[l:]`, `input+suppressed[l:]`: added to a hidden state, or to the input embedding
-  of the column that thinks, which for the second thought on is itself a thought.
-* `normalised(...)`: scaled to the root mean square of the embedding table, see `normalise`.
-* `projection(...)`: through a small trained network, see `Projection`.
+* `hidden[-1]` is state L, the paper's thought. The head reads it, so it has the scale of a normed vector.
+* `hidden[l]` is state l. `hidden[-2]` is the last one before the final norm, and in a pretrained model it is far
+  larger than `hidden[-1]`; `hidden[0]` is the embedding; `hidden[0.5]` is state floor(0.5 x (L + 1)).
+* `suppressed[l]` and `suppressed[l:]` are what layer l, or layers l to L together, take away; see `suppressed`.
+* `hidden[m]+suppressed[l:]` and `input+suppressed[l:]` add that to a hidden state, or to the input embedding of the
+  column that thinks, which is itself a thought from the second thought on.
+* `normalised(...)` scales to the root mean square of the embedding table; see `normalise`.
+* `projection(...)` applies a small trained network; see `Projection`.
 
-Every form looks at one column and one row alone, so batches, padding and caches change nothing.
+Every form reads one column of one row, so batches, padding and caches do not change it.
 
 Legend: B rows, S columns of a pass, D hidden. `x` and `states` end in D, whatever stands before.
 """
@@ -35,7 +35,7 @@ _EPSILON = 1e-12
 
 
 class States(NamedTuple):
-    """What a column left behind; tensors of one shape (..., D)."""
+    """The states of a column, from which its thought is made; tensors of one shape (..., D)."""
 
     layers: Sequence[Tensor]
     """States 0 to L; empty where no form asked for them."""
@@ -51,10 +51,10 @@ _LAST: Source = attrgetter("last")
 
 
 class Feedback(nn.Module):
-    """Turns what a column left behind into the next column's input embedding; by default the paper's way.
+    """Turns the states of a column into the next column's input embedding; by default as in the paper.
 
-    It holds trained weights only for `projection`. What it needs of the model it holds as functions, so
-    that the model's weights stay the model's alone.
+    It holds trained weights only for `projection`. It holds what it needs of the model as functions, so that the
+    model's weights are not counted twice.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Feedback(nn.Module):
         """0: thoughts one after another. T: all together, T times; see `coconut.model.parallel`."""
 
     def forward(self, output: BaseModelOutput, input_BD: Tensor) -> Tensor:
-        """The thought of a pass's last column, B x D.
+        """Return the thought of a pass's last column, B x D.
 
         Args:
             output: of the decoder body over the pass.
@@ -84,7 +84,7 @@ class Feedback(nn.Module):
         return self._think(States(layers, output.last_hidden_state[:, -1], input_BD))
 
     def of_columns(self, output: BaseModelOutput, inputs_BSD: Tensor) -> Tensor:
-        """The thoughts of all of a pass's columns, B x S x D."""
+        """Return the thoughts of all columns of a pass, B x S x D."""
         layers = output.hidden_states if self.needs_all_layers else []
         return self._think(States(layers, output.last_hidden_state, inputs_BSD))
 
@@ -94,7 +94,7 @@ class Feedback(nn.Module):
 
 
 def build_feedback(thought: str, model: PreTrainedModel, *, parallel_iterations: int = 0, seed: int = 0) -> Feedback:
-    """The feedback that `thought` names, for this model.
+    """Build the feedback that `thought` names, for this model.
 
     Args:
         seed: of the weights of `projection`.
@@ -106,7 +106,7 @@ def build_feedback(thought: str, model: PreTrainedModel, *, parallel_iterations:
     num_layers: int = model.config.get_text_config().num_hidden_layers
     terms: list[Source] = []
     numbers = [find_layer(form.hidden, num_layers)] if form.hidden else []
-    # The last state is at hand even where the others are not asked for.
+    # The last state is available even where the others are not requested.
     terms += [_LAST if number == num_layers else partial(_state, number=number) for number in numbers]
     if form.adds_input:
         terms.append(attrgetter("inputs"))
@@ -143,30 +143,28 @@ def _sum(states: States, *, terms: Sequence[Source]) -> Tensor:
 
 
 def suppressed(states: States, *, first: int, last: int, read: Function) -> Tensor:
-    """Sum what layers `first` to `last` take away from what the head would read: their suppressed activations.
+    """Sum the suppressed activations of layers `first` to `last`: what they take away from what the head would read.
 
-    Let z_l be state l after the final norm: what the head W would turn into the logits W z_l if the model
-    ended there (z_L is the last state as it is). Coordinate d adds W[v, d] z_l[d] to the logit of token v,
-    so it speaks for some tokens and against others. Layer l suppresses it where it moves it towards 0:
-    that lowers the logits of the tokens it spoke for. What is taken is, coordinate by coordinate,
+    Let z_l be state l after the final norm; the head W would turn it into the logits W z_l if the model ended there
+    (z_L is the last state as it is). Coordinate d adds W[v, d] z_l[d] to the logit of token v, so it raises the
+    logits of some tokens and lowers those of others. Layer l suppresses the coordinate where it moves it towards 0,
+    which undoes that. Coordinate by coordinate, the part that is taken away is
 
         s_l = z_{l-1} - k_l,    k_l = z_l limited to the interval between 0 and z_{l-1}
 
-    So s_l is z_{l-1} where the layer turns a coordinate's sign, the difference where it shrinks it, and 0
-    where it lets it grow. It is continuous, and differentiable almost everywhere, in both states, and
-    gradients flow through both. It costs one norm per layer; the head is not needed, tied or not.
+    So s_l is z_{l-1} where the layer turns a coordinate's sign, the difference where it shrinks it, and 0 where it
+    lets it grow. It is continuous, and differentiable almost everywhere, in both states, and gradients flow through
+    both. It costs one norm per layer; the head is not needed, tied or not.
 
-    What differs from the journal's code (hs2ie.py), which this replaces. That code takes the logits W h_l
-    of unnormed states, multiplies their change from layer to layer by a pseudo-inverse of W, and keeps
-    the coordinates of h_l where the product is below -0.1. For a head of full column rank (more tokens
-    than dimensions) the pseudo-inverse undoes W, and the product is h_l - h_{l-1}, which is what we
-    use without either; theirs is computed once and kept while W trains, so it soon undoes nothing. It
-    compares h_{L-1} before the final norm with h_L after it; calls a fall of a negative coordinate
-    suppression, as its own remark regrets; cuts at a threshold that means something else in every
-    layer and passes no gradient to the mask; keeps what is left of a coordinate, not what was taken;
-    its masks, made for a pass's last column, are applied to all others too; its slice [0.5:] starts
-    one layer later; `supressed[0.5:]` returns the input embedding plus the last layer's part; and where
-    the pass and the input embeddings differ in length, the forms that add the latter fail.
+    This replaces the code of the journal that this project grew from (hs2ie.py), and differs from it. That code takes
+    the logits W h_l of states before the norm, multiplies their change from layer to layer by a pseudo-inverse of W,
+    and keeps the coordinates of h_l where the product is below -0.1. For a head of full column rank (more tokens than
+    dimensions) the pseudo-inverse undoes W, and the product is h_l - h_{l-1}, which needs neither; besides, it is
+    computed once and kept while W trains, so it soon undoes nothing. That code also compares h_{L-1} before the final
+    norm with h_L after it; counts a fall of a negative coordinate as suppression; cuts at a threshold whose meaning
+    changes from layer to layer, and passes no gradient to the mask; keeps what is left of a coordinate instead of what
+    was taken; applies masks of a pass's last column to all columns; starts the slice [0.5:] one layer later; and fails
+    where the pass and the input embeddings differ in length.
     """
     seen = [
         states.last if number == len(states.layers) - 1 else read(states.layers[number])
@@ -179,9 +177,9 @@ def suppressed(states: States, *, first: int, last: int, read: Function) -> Tens
 
 @torch.no_grad()
 def find_final_norm(model: PreTrainedModel) -> Function:
-    """Find the module that makes the last state out of the last layer's output, by watching two columns go by.
+    """Find the final norm by recording which module computes last while the model reads two columns.
 
-    Families name it differently; what they share is that no module computes after it.
+    Families name it differently, but in all of them no module computes after it.
 
     Raises:
         ValueError: if the model has no such module.
@@ -216,7 +214,7 @@ def normalise(x: Tensor, *, embed: Function, num_rows: int) -> Tensor:
     """Scale each vector to the root mean square of the embedding table, the scale that inputs have.
 
     The table is measured as it is now, over at most 4096 rows spread evenly (all of a small one), through the
-    embedding module itself, because some families scale inside of it. No gradient flows into that measure.
+    embedding module, because some families scale inside it. No gradient flows into the measurement.
     """
     with torch.no_grad():
         stride = -(-num_rows // _MAX_RMS_ROWS)
@@ -229,9 +227,9 @@ def normalise(x: Tensor, *, embed: Function, num_rows: int) -> Tensor:
 
 
 class Projection(nn.Module):
-    """x + W2 gelu(W1 layernorm(x)), trained with the model; D x D weights.
+    """Computes x + W2 gelu(W1 layernorm(x)), trained with the model; the weights are D x D.
 
-    W2 starts at 0, so that training starts from the form inside, exactly; W1 is drawn from the seed.
+    W2 starts at 0, so that training starts exactly from the form inside the brackets; W1 is drawn from the seed.
     """
 
     def __init__(self, width: int, seed: int) -> None:
