@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from coconut.data.examples import fold
+
 # A comma between groups of three digits, the first of one to three: `5,000` and `1,234,567.5`,
 # but neither the list `1, 2` nor `1,23`.
 _THOUSANDS = re.compile(r"(?<![\d.,])[0-9]{1,3}(?:,[0-9]{3})+(?![\d,])")
@@ -58,8 +60,7 @@ def join_thin_groups(text: str) -> str:
 
 def normalise(text: str) -> str:
     """Fold white space and remove separators of thousands."""
-    folded = " ".join(join_thin_groups(text).split())
-    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), folded)
+    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), fold(join_thin_groups(text)))
 
 
 def simplify(text: str) -> str:
