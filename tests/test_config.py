@@ -1,5 +1,6 @@
 """Strict loading of params.yaml: every mistake is one message that names the key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ def tree() -> dict[str, Any]:
     return read_yaml(SHIPPED)
 
 
-def put(tree: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *path, last = dotted_key.split(".")
+def put(tree: dict[str, Any], dotted_key: Any, value: Any) -> None:
+    *path, last = dotted_key.split(".") if isinstance(dotted_key, str) else [dotted_key]
     for key in path:
         tree = tree[key]
     tree[last] = value
@@ -97,12 +98,142 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
             "data.generator.num_digits: found 1000000, wanted between 1 and 1000",
         ),
         ("runtime.micro_batch", 0, "runtime.micro_batch: found 0, wanted one of auto; or .*wanted at least 1"),
+        ("train.weight_decay", float("nan"), "train.weight_decay: found nan \\(a number\\), wanted a finite number"),
+        ("train.max_grad_norm", float("inf"), "train.max_grad_norm: found inf .*, wanted a finite number, or none"),
+        ("train.weight_decay", 10**400, r"train.weight_decay: found 1(0{56})\.\.\. .*wanted a finite number"),
+        ("train.weight_decay", True, "train.weight_decay: found True .true/false., wanted a finite number"),
+        ("curriculum.cot.epochs", 1e3, "curriculum.cot.epochs: found 1000.0 .*; write it without a point .*: 1000"),
+        ("curriculum.cot.epochs", 10**30, "curriculum.cot.epochs: found 10+, wanted at most 1e.09"),
+        ("runtime.num_workers", 10**6, "runtime.num_workers: found 1000000, wanted between 1 and 1024, or auto"),
+        ("data.max_train", "al", "data.max_train: found 'al' .text., wanted a whole number, or all"),
+        ("data.max_train", 0, "data.max_train: found 0, wanted at least 1, or all"),
+        ("runtime.fast", "yes", "runtime.fast: found 'yes' .text., wanted true or false"),
+        ("model", 5, "model: found 5 .a number., wanted text; quote it if it is text"),
+        ("latent.thought", ["hidden"], r"latent.thought: found \['hidden'\] .a list., wanted text; quote it"),
+        (1, 5, "1: unknown key; known here: model"),
+        ("a\x1b[31m", 5, r"'a\\x1b\[31m': unknown key; known here: model"),
+        ("train.a\x1b[31m", 5, r"train.'a\\x1b\[31m': unknown key; known here: batch_size"),
+        ("curriculum.a\x1b[31m", {}, r"curriculum.'a\\x1b\[31m': not a usable name"),
     ],
 )
-def test_a_mistake_is_one_message_that_names_the_key(tree: dict[str, Any], key: str, value: Any, message: str) -> None:
+def test_a_mistake_is_one_message_that_names_the_key(tree: dict[str, Any], key: Any, value: Any, message: str) -> None:
     put(tree, key, value)
     with pytest.raises(ValueError, match=message):
         parse_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("train.batchsize", 64, "batch_size"),
+        ("train.Batch-Size", 64, "batch_size"),
+        ("latent.uniform_probability", 0.1, "uniform_prob"),
+        ("curiculum", {}, "curriculum"),
+        ("curriculum.cot.warmup_update", 5, "warmup_updates"),
+        ("curriculum.latent_2.parent", "latent1", "latent_1"),
+        ("curriculum.cot.parent", "Base", "base"),
+        ("curriculum.cot.method", "COCONUT", "coconut"),
+        ("data.train.format", "gsm8k-aug", "gsm8k_aug"),
+        ("data.generator.task", "chained_arithmetics", "chained_arithmetic"),
+        ("data.generator.num_operation", 4, "num_operations"),
+        ("train.precision", "bf-16", "bf16"),
+        ("train.schedule", "cosin", "cosine"),
+        ("latent.thought", "hiden[-1]", "hidden[LAYER]"),
+        ("latent.thought", "normalized", "normalised"),
+    ],
+)
+def test_a_near_miss_is_told_what_was_meant(tree: dict[str, Any], key: str, value: Any, meant: str) -> None:
+    put(tree, key, value)
+    with pytest.raises(ValueError, match=f"; did you mean {re.escape(meant)}\\?$"):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "value"),
+    [
+        ("data.max_train", "all", 7),
+        ("train.validate_examples", "all", 7),
+        ("evaluate.max_examples", "all", 7),
+        ("train.max_grad_norm", "none", 0.5),
+        ("runtime.threads", "auto", 7),
+        ("runtime.num_workers", "auto", 7),
+        ("revision", "main", "v1.0"),
+    ],
+)
+def test_a_word_stands_for_none_and_null_means_the_same(
+    tree: dict[str, Any], key: str, word: str, value: int | float | str
+) -> None:
+    found = []
+    for written in (word, None, value):
+        put(tree, key, written)
+        section: Any = parse_params(tree)
+        for name in key.split("."):
+            section = getattr(section, name)
+        found.append(section)
+    assert found == [None, None, value]
+
+
+FILE = {"format": "canonical", "file": "x.jsonl"}
+HUB = {"format": "gsm8k", "hub_split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"file": "data/raw/x.jsonl"}, r"file: found .*, which begins with data.raw_dir .*; did you mean x.jsonl\?"),
+        ({"file": "./data/raw/a/x.jsonl"}, r"file: found .*, which begins with .*; did you mean a/x.jsonl\?"),
+        ({"file": "{here}/data/raw/x.jsonl"}, r"file: found .*, which begins with .*; did you mean x.jsonl\?"),
+        ({"file": "{here}/x.jsonl"}, "file: found .*, wanted a path below data.raw_dir, which DVC watches"),
+        ({"file": "a/../../x.jsonl"}, "file: found .*, wanted a path below data.raw_dir, which DVC watches"),
+        (
+            {"hub": "sets/gsm8k"},
+            "hub: found 'sets/gsm8k', which is a file or folder here, .* DVC watches only",
+        ),
+        ({"hub": "{here}/sets/gsm8k"}, "hub: found .*, which is a file or folder here"),
+        ({"hub": "script.py"}, "hub: found 'script.py', which is a file or folder here"),
+        ({"hub": "../elsewhere"}, "hub: found '../elsewhere', wanted the id of a data set on the hub, such as openai"),
+        ({"hub": "~/sets"}, "hub: found '~/sets', wanted the id of a data set on the hub"),
+        ({"hub": "/no/such/folder"}, "hub: found '/no/such/folder', wanted the id of a data set on the hub"),
+        ({"hub": "https://huggingface.co/datasets/openai/gsm8k"}, "hub: found .*, wanted the id of a data set on the"),
+        ({"hub": ""}, "hub: found '', wanted the id of a data set"),
+        ({"hub": "x" * 5000}, "hub: found 'x+...', wanted the id of a data set"),
+        ({"hub": "~nobody-here/sets"}, "hub: found '~nobody-here/sets', wanted the id of a data set"),
+        ({"hub": "a\0b"}, r"hub: found 'a\\x00b', wanted the id of a data set"),
+        ({"file": "data/raw/" + "x" * 5000}, "file: found 'data/raw/x+...', which begins with data.raw_dir"),
+    ],
+)
+def test_data_that_dvc_would_not_watch_is_refused(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: dict[str, str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets/gsm8k").mkdir(parents=True)
+    (tmp_path / "script.py").touch()
+    source = {key: value.replace("{here}", str(tmp_path)) for key, value in source.items()}
+    tree["data"]["test"] = source | ({"format": "canonical"} if "file" in source else HUB)
+    with pytest.raises(ValueError, match=f"^data.test.{message}"):
+        parse_params(tree)
+
+
+def test_a_folder_below_raw_dir_may_have_its_name(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/raw/data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/data/raw/x.jsonl").touch()
+    tree["data"]["test"] = {"format": "canonical", "file": "data/raw/x.jsonl"}
+    assert parse_params(tree).data.test.file == "data/raw/x.jsonl"
+
+
+@pytest.mark.parametrize("hub", ["gsm8k", "openai/gsm8k", "whynlp/gsm8k-aug", "a.b/c_d-1"])
+def test_an_id_of_the_hub_is_taken(tree: dict[str, Any], hub: str) -> None:
+    tree["data"]["test"] = HUB | {"hub": hub}
+    assert parse_params(tree).data.test.hub == hub
+
+
+def test_any_file_is_below_the_repositorys_own_folder(tree: dict[str, Any]) -> None:
+    tree["data"]["raw_dir"] = "."
+    tree["data"]["test"] = FILE
+    assert parse_params(tree).data.test.file == "x.jsonl"
 
 
 @pytest.mark.parametrize("key", ["model", "seed", "train", "latent", "curriculum", "train.beta1", "curriculum.cot.lr"])
@@ -124,6 +255,8 @@ def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
         ("1", "curriculum.1: not a usable name"),
         ("../up", "not a usable name"),
         ("base", "not a usable name"),
+        ("Report", "curriculum.Report: not a usable name; .* not base, report, logs, evaluations or overnight"),
+        ("COT", "curriculum.COT: differs from cot only in upper and lower case, wanted another name"),
         ("a b", "not a usable name"),
     ],
 )

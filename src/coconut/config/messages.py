@@ -19,6 +19,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
+def key_shown(key: Any) -> str:
+    r"""Write a key as it stands in the file, or like any other value where a terminal could not show it.
+
+    >>> key_shown("batch_size"), key_shown("a\x1b[31m")
+    ('batch_size', "'a\\x1b[31m'")
+    """
+    text = str(key)
+    return text if text.isprintable() and len(text) <= _MAX_SHOWN else shown(text)
+
+
 def kind_of(value: Any) -> str:
     """Name the kind of a value from YAML or JSON.
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from coconut.config.rules import find_here
 from coconut.config.schema import BASE, DataConfig, Entry, Params
 
 MIN_SCORED = 100
@@ -33,8 +34,8 @@ def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
 
 
 def _doubts_about_model(model: str) -> list[str]:
-    folder = Path(model).expanduser()
-    if not folder.is_dir() or folder.absolute().is_relative_to(Path("models").absolute()):
+    folder = find_here(model)
+    if folder is None or folder.absolute().is_relative_to(Path("models").absolute()):
         return []
     return [
         f"model: DVC watches only models/ for changes, not {model}; move the folder there, or run `dvc repro -f base`"

@@ -6,13 +6,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, Source
-from coconut.config.strict import kind_of, shown, suggest
+from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.thought import parse_thought
 
 _ENTRY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 _TAKEN = (BASE, "report", "logs", "evaluations", "overnight")
 """Other folders below `outputs/`."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 # --- the curriculum -------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def check_entry_names(names: Iterable[Any]) -> None:
             )
         if not _ENTRY_NAME.fullmatch(name) or name.lower() in _TAKEN:
             raise ValueError(
-                f"curriculum.{name}: not a usable name; wanted letters, digits, '_' and '-', starting with"
+                f"curriculum.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
                 f" a letter, and not {', '.join(_TAKEN[:-1])} or {_TAKEN[-1]}: it becomes a folder below outputs/"
             )
         if name.lower() in seen:
@@ -136,10 +136,10 @@ def _check_generated(source: Source, path: str, data: DataConfig) -> None:
 def _check_file(file: str, path: str, raw_dir: str) -> None:
     pure = PurePath(file)
     for folder in (PurePath(raw_dir), Path(raw_dir).absolute()):
-        if folder.parts and pure.is_relative_to(folder) and not Path(raw_dir, file).resolve().exists():
+        if folder.parts and pure.is_relative_to(folder) and not find_here(f"{raw_dir}/{file}"):
             raise ValueError(
-                f"{path}: found {shown(file)}, which begins with data.raw_dir ({raw_dir}), below which it is looked up;"
-                f" did you mean {pure.relative_to(folder)}?"
+                f"{path}: found {shown(file)}, which begins with data.raw_dir, below which it is looked up;"
+                f" did you mean {key_shown(pure.relative_to(folder))}?"
             )
     if pure.is_absolute() or ".." in pure.parts:
         raise ValueError(
@@ -149,7 +149,7 @@ def _check_file(file: str, path: str, raw_dir: str) -> None:
 
 
 def _check_hub(hub: str, path: str) -> None:
-    if Path(hub).expanduser().exists():
+    if hub and find_here(hub):
         raise ValueError(
             f"{path}: found {shown(hub)}, which is a file or folder here, wanted the id of a data set on the hub:"
             " DVC watches only data.raw_dir for changes; put the data there and name the file with file:"
@@ -159,3 +159,12 @@ def _check_hub(hub: str, path: str) -> None:
             f"{path}: found {shown(hub)}, wanted the id of a data set on the hub, such as openai/gsm8k;"
             " data of your own belongs below data.raw_dir, named with file:"
         )
+
+
+def find_here(name: str) -> Path | None:
+    """Return the file or folder of this machine that a name leads to, if there is one."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # Too long, or of no user's home, or not a path at all.
+        return None

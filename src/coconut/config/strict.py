@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from coconut.config.messages import key_shown as key_shown
 from coconut.config.messages import kind_of as kind_of
 from coconut.config.messages import shown as shown
 from coconut.config.messages import suggest as suggest
@@ -68,7 +69,7 @@ def check_keys(value: Mapping[Any, Any], known: collections.abc.Collection[str],
     """Raise a ValueError that names the first key which is not known."""
     for key in value:
         if key not in known:
-            place = f"{path}.{key}" if path else key
+            place = f"{path}.{key_shown(key)}" if path else key_shown(key)
             raise ValueError(f"{place}: unknown key; known here: {', '.join(known)}{suggest(key, known)}")
 
 
