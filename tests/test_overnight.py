@@ -1,12 +1,15 @@
 import errno
 import json
+import os
 import re
 import resource
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,19 +18,21 @@ import pytest
 import yaml
 
 import standin
-from coconut.files import check_free_space
-from coconut.pipeline import overnight, resume
+from coconut.files import can_pass, check_free_space, explain, try_lock
+from coconut.pipeline import dvc_lock, overnight
 from coconut.pipeline.dvc_lock import repair
+from coconut.pipeline.events import events_path
+from coconut.pipeline.night import Night, Patience
 from coconut.pipeline.record import is_whole, keep_copy
-from coconut.pipeline.overnight import Night, Patience
 from coconut.pipeline.repro_log import Outcome, ReproLog
-from coconut.pipeline.resume import ResumeStore
+from coconut.pipeline.resume import ResumeStore, TensorsFile
 from coconut.pipeline.states import last_update
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only"),
 ]
+Usage = namedtuple("Usage", "total used free")
 PREEMPTION_S = 30
 """What a preempted machine gives; a loaded test machine must not need it all."""
 
@@ -95,6 +100,7 @@ def test_a_night_of_kills_and_failures_ends_with_the_result_of_a_straight_run(ro
     assert outputs(root) == outputs(finished)
     (journal,) = (root / "outputs/overnight").glob("*.log")
     assert journal.read_text() == night.stdout
+    assert "no page was written" not in night.stdout
 
 
 @pytest.mark.slow
@@ -123,7 +129,7 @@ def test_tries_that_lead_nowhere_end_after_their_number(root):
     assert night.returncode == 1
     assert summary(night.stdout)["base"] == ("failed", "ended by SIGKILL")
     assert re.findall(r"trying again in (\d)", night.stdout) == ["0", "0"]
-    assert "3 tries in a row led nowhere" in night.stdout
+    assert "3 tries in a row brought no progress" in night.stdout
 
 
 def test_a_finished_pipeline_is_left_alone(done_root):
@@ -228,7 +234,8 @@ def test_a_night_whose_signals_were_blocked_ends_when_asked_to(root):
     standin.behave(root, {"base": [{"nap": 60}]})
     night = standin.start(
         root,
-        "coconut", "overnight",
+        "coconut",
+        "overnight",
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()),
     )
     assert night.stdout is not None
@@ -244,9 +251,7 @@ def test_a_night_whose_signals_were_blocked_ends_when_asked_to(root):
 def test_a_closed_terminal_does_not_end_the_night(root):
     """`nohup`, and a pipe whose reader is gone."""
     standin.behave(root, {"base": [{"nap": 1}]})
-    night = standin.start(
-        root, "coconut", "overnight", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    night = standin.start(root, "coconut", "overnight", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert night.stdout is not None
     night.stdout.readline()
     night.stdout.close()
@@ -337,11 +342,10 @@ def test_by_hand_it_says_what_it_mended_and_nothing_where_there_is_nothing(tmp_p
     path = torn_rwlock(tmp_path)
     assert said_by_hand(tmp_path) == (0, ".dvc/tmp/rwlock: torn by a kill, and no dvc runs here; removed\n", "")
     assert said_by_hand(tmp_path) == (0, "", "")
-    (path.parent / "rwlock.lock").unlink()
-    (path.parent / "rwlock.lock").mkdir()
+    path.mkdir()
     exit_code, output, errors = said_by_hand(tmp_path)
     assert (exit_code, output) == (1, "")
-    assert "rwlock.lock': what a killed dvc left in .dvc/tmp is not mended; make room on the disk" in errors
+    assert "rwlock: Is a directory; move away what stands there" in errors
 
 
 def said_by_hand(root: Path) -> tuple[int, str, str]:
@@ -430,7 +434,8 @@ def test_a_disk_that_fills_up_costs_the_copy_of_dvc_lock_and_not_the_night(root)
     night = standin.run(root, "coconut", "overnight")
     assert night.returncode == 0, night.stdout + night.stderr
     assert {result for result, _ in summary(night.stdout).values()} == {"ran"}
-    assert "No space left on device: '.dvc/tmp/dvc.lock.whole': no copy of dvc.lock was kept" in night.stdout
+    assert ".dvc/tmp/dvc.lock.whole: No space left on device; make room" in night.stdout
+    assert "no copy of dvc.lock was kept, the one before it stays" in night.stdout
     assert ", 1 try\n" in night.stdout
 
 
@@ -444,7 +449,8 @@ def test_a_full_disk_puts_off_what_there_is_to_mend(root):
     stranger.kill()
     stranger.wait()
     assert night.returncode == 0, night.stdout + night.stderr
-    assert "No space left on device: '.dvc/tmp/rwlock': what a killed dvc may have left is not mended" in night.stdout
+    assert ".dvc/tmp/rwlock: No space left on device; make room" in night.stdout
+    assert "what a killed dvc may have left is not repaired" in night.stdout
     assert summary(night.stdout)["base"] == ("ran", "")
     assert ", 2 tries\n" in night.stdout
 
@@ -453,9 +459,7 @@ def test_on_a_disk_without_any_room_the_night_still_ends_with_its_tries_and_a_su
     def allow_no_byte() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    night = standin.run(
-        root, "coconut", "overnight", "--pause-s", "0.1", "--tries", "3", preexec_fn=allow_no_byte
-    )
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1", "--tries", "3", preexec_fn=allow_no_byte)
     assert night.returncode == 1
     assert summary(night.stdout).keys() == {"base", "train@cot", "train@latent_1", "train@no_cot"}
     assert "trying again in" in night.stdout
@@ -466,13 +470,11 @@ def test_the_summary_is_printed_whatever_ends_the_night(root, monkeypatch, capsy
         raise OSError(errno.EAGAIN, "no process to be had")
 
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "argv", ["overnight"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(Night, "run", fail)
-    assert overnight.main() == 1
-    output, errors = capsys.readouterr()
-    assert summary(output)["base"] == ("not run", "")
-    assert "no process to be had" in errors
+    with pytest.raises(OSError, match="no process to be had"):
+        overnight.run(Path())
+    assert summary(capsys.readouterr().out)["base"] == ("not run", "")
 
 
 def test_a_dvc_lock_is_whole_with_its_last_byte_only(done_root):
@@ -494,7 +496,7 @@ def test_the_lock_of_a_living_dvc_is_respected(root):
     assert dvc.returncode == 0
     assert "removed" not in night.stdout
     assert night.returncode == 0, night.stdout
-    assert "trying again in 2 s" in night.stdout
+    assert f"another dvc (pid {dvc.pid}) is at work on {root / 'outputs/base'}; trying again in 2 s" in night.stdout
 
 
 def test_a_mistake_in_dvc_yaml_is_reported_and_not_retried_for_long(root):
@@ -541,17 +543,44 @@ def resume_folders(root: Path) -> list[str]:
 # --- the parts ---
 
 
-def test_a_model_that_prints_dvcs_lines_fools_nobody():
-    log = ReproLog(["train@cot"])
+def leave_events(root: Path, stage: str, **end: object) -> None:
+    """As a process of the stage that began and failed."""
+    path = events_path(stage, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    events: list[dict[str, object]] = [{"event": "begun", "message": ""}, {"event": "failed", **end}]
+    with path.open("a") as file:
+        file.writelines(f"{json.dumps(event | {'pid': 7, 'time': time.time()})}\n" for event in events)
+
+
+def test_a_model_that_prints_dvcs_lines_fools_nobody(tmp_path):
+    leave_events(tmp_path, "train@cot", message="an earlier night")
+    log = ReproLog(["train@cot"], tmp_path)
     log.read("Running stage 'train@cot':")
     log.read("Running stage 'evil':")
     log.read("Stage 'evil' didn't change, skipping")
     log.read("03:00:00 | ERROR   | train@cot: out of ideas")
+    leave_events(tmp_path, "train@cot", message="train@cot: out of ideas")
+    log.read("and a last word")
     log.read("WARNING: failed to run: python stages/train.py cot, exited with 1")
     log.read("ERROR: failed to reproduce 'train@cot'")
     log.close(255)
     assert log.outcomes["train@cot"].reason == "train@cot: out of ideas"
     assert log.own_errors() == {"train@cot": "train@cot: out of ideas"}
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"), [(1, "ModuleNotFoundError: No module named 'x'"), (-9, "ended by SIGKILL")]
+)
+def test_a_stage_that_ended_before_it_could_say_anything_is_known_by_its_last_words(tmp_path, exit_code, reason):
+    leave_events(tmp_path, "train@cot", message="an earlier night")
+    log = ReproLog(["train@cot"], tmp_path)
+    for line in (
+        "Running stage 'train@cot':",
+        "ModuleNotFoundError: No module named 'x'",
+        f"WARNING: failed to run: python stages/train.py cot, exited with {exit_code}",
+    ):
+        log.read(line)
+    assert log.outcomes["train@cot"].reason == reason
 
 
 @pytest.mark.parametrize(
@@ -572,14 +601,14 @@ def test_outcomes_of_several_tries_are_joined(earlier, later, expected):
     assert earlier.then(later) == expected
 
 
-def test_a_stage_that_dvc_itself_fails_is_named_with_dvcs_warning():
-    log = ReproLog(["encode", "train@cot"])
+def test_a_stage_that_dvc_itself_fails_is_named_with_dvcs_warning(tmp_path):
+    log = ReproLog(["encode", "train@cot"], tmp_path)
     log.read("WARNING: missing data 'source': data/raw")
     log.read("WARNING: Stage 'train@cot' will be skipped due to this failure")
     log.read("ERROR: failed to reproduce 'encode'")
     log.close(255)
     assert log.own_errors() == {"encode": "missing data 'source': data/raw"}
-    busy = ReproLog(["encode"])
+    busy = ReproLog(["encode"], tmp_path)
     busy.read("WARNING: '/x/data' is busy, it is being blocked by:")
     busy.read("ERROR: failed to reproduce 'encode'")
     assert list(busy.failures()) == ["encode"]
@@ -593,63 +622,214 @@ class FakeJournal:
         pass
 
 
-def complaints_of_what_may_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """In the words of those who make them."""
-    full = OSError(errno.ENOSPC, "No space left on device")
+class Clock:
+    """A night whose pauses take no time, over a `dvc` that is played by a function."""
+
+    def __init__(self, root: Path, repro: Callable[[ReproLog], int], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(root)
+        self.night = Night(Path(), [], FakeJournal())
+        self.pauses: list[float] = []
+        monkeypatch.setattr(self.night, "_repro", repro)
+        monkeypatch.setattr(self.night, "_sleep", self.pauses.append)
+
+
+def errors_that_can_pass(folder: Path) -> dict[str, OSError]:
+    """As those who meet them raise them."""
     with pytest.raises(OSError, match="wanted") as no_room:
         check_free_space({folder: 10**18})
-    monkeypatch.setattr(resume, "LOCK_WAIT_S", 0.0)
-    held = try_lock(folder / ".resume/train@cot-0123456789abcdef")
+    tensors_file = TensorsFile(lambda _tensors, _path: None, lambda _path: {})
+    arguments = ("train@cot", "0123456789abcdef", tensors_file)
+    held = try_lock(folder / ".resume/train@cot-0123456789abcdef/lock")
     assert held is not None
-    with held, pytest.raises(OSError, match="two must never") as in_use:
-        ResumeStore.open("train@cot", "0123456789abcdef", folder).__enter__()
-    store = ResumeStore(folder, "train@cot", "0123456789abcdef")
-    return {
-        "system": f"outputs/cot/history.csv: {full.strerror}; make room on its disk",
-        "before": str(no_room.value),
-        "state": store._complaint(OSError(errno.EFBIG, "File too large")),
-        "in use": str(in_use.value),
-    }
+    store = ResumeStore.open(*arguments, root=folder, lock_wait_s=0.0)
+    with held, pytest.raises(OSError, match="two must never") as in_use, store:
+        pass
+    full = OSError(errno.ENOSPC, "No space left on device", "outputs/cot/history.csv")
+    return {"system": full, "before": no_room.value, "in use": in_use.value}
 
 
-@pytest.mark.parametrize("name", ["system", "before", "state", "in use"])
-def test_what_may_pass_is_tried_again_with_all_the_patience_there_is(root, monkeypatch, name):
-    complaint = complaints_of_what_may_pass(root, monkeypatch)[name]
+@pytest.mark.parametrize("name", ["system", "before", "in use"])
+def test_what_can_pass_is_waited_for_until_it_has(root, monkeypatch, name):
+    error = errors_that_can_pass(root)[name]
+    complaint = f"train@cot: {explain(error)}"
+    tries = []
 
     def repro(log: ReproLog) -> int:
+        tries.append(log)
+        if len(tries) == 40:
+            return 0
         log.read("Running stage 'train@cot':")
-        log.read(f"03:00:00 | ERROR   | train@cot: {complaint}")
+        leave_events(root, "train@cot", message=complaint, can_pass=can_pass(error))
         log.read("WARNING: failed to run: python stages/train.py cot, exited with 1")
         log.read("ERROR: failed to reproduce 'train@cot'")
         return 255
 
-    monkeypatch.chdir(root)
-    night = Night(Path(), [], FakeJournal())
-    monkeypatch.setattr(night, "_repro", repro)
-    monkeypatch.setattr(night, "_sleep", lambda _seconds: None)
-    assert night.run(Patience(5, 10.0)) == 1
-    assert night.num_tries == 5
-    assert night.outcomes["train@cot"].reason == f"train@cot: {complaint}"
+    clock = Clock(root, repro, monkeypatch)
+    assert clock.night.run(Patience(3, 10.0)) == 0
+    assert clock.pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, *(33 * [600.0])]
+    assert clock.night.outcomes["train@cot"].reason == complaint
 
 
-def test_dvcs_own_full_disk_may_pass_but_a_failed_stage_stays_failed_when_the_night_is_stopped():
-    log = ReproLog(["train@cot"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ERROR: unexpected error - [Errno 28] No space left on device",
+        "ERROR: unexpected error - database or disk is full",
+        "ERROR: Unable to acquire lock. Most likely another DVC process is running or was terminated abruptly.",
+    ],
+)
+def test_what_dvc_itself_complains_of_is_waited_for_too(root, monkeypatch, line):
+    tries = []
+
+    def repro(log: ReproLog) -> int:
+        tries.append(log)
+        log.read(line)
+        return 0 if len(tries) == 20 else 255
+
+    clock = Clock(root, repro, monkeypatch)
+    assert clock.night.run(Patience(3, 10.0)) == 0
+
+
+def test_a_night_waits_for_the_evaluation_of_another_dvc_however_long_it_takes(root, monkeypatch):
+    (root / ".dvc/tmp").mkdir(exist_ok=True)
+    (root / ".dvc/tmp/rwlock").write_text(rwlock(root, os.getpid(), " ".join(psutil.Process().cmdline())))
+    clock = Clock(root, lambda _log: 0, monkeypatch)
+
+    def sleep(seconds: float) -> None:
+        clock.pauses.append(seconds)
+        if len(clock.pauses) == 50:
+            (root / ".dvc/tmp/rwlock").unlink()
+
+    monkeypatch.setattr(clock.night, "_sleep", sleep)
+    assert clock.night.run(Patience(3, 10.0)) == 0
+    assert clock.pauses[6:] == 44 * [600.0]
+
+
+def test_tries_on_a_full_disk_do_not_count_whatever_they_end_with(root, monkeypatch):
+    room = [*(10 * [0]), *(10 * [10**9])]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, room.pop(0)))
+    clock = Clock(root, lambda _log: 255, monkeypatch)
+    assert clock.night.run(Patience(3, 10.0)) == 1
+    assert len(clock.pauses) == 10 + 2
+
+
+def test_dvcs_own_full_disk_may_pass_but_a_failed_stage_stays_failed_when_the_night_is_stopped(tmp_path):
+    log = ReproLog(["train@cot"], tmp_path)
     log.read("ERROR: unexpected error - [Errno 28] No space left on device")
     log.close(255)
     assert log.own_errors() == {}
-    stopped = ReproLog(["train@cot"])
+    stopped = ReproLog(["train@cot"], tmp_path)
     stopped.read("Running stage 'train@cot':")
-    stopped.read("03:00:00 | ERROR   | train@cot: x: No space left on device")
+    leave_events(tmp_path, "train@cot", message="x: No space left on device", can_pass=True)
     stopped.read("WARNING: failed to run: python stages/train.py cot, exited with 1")
     stopped.close(255, stopped_by=signal.SIGTERM)
     assert stopped.outcomes["train@cot"].result == "failed"
 
 
-def test_pauses_grow_while_tries_lead_nowhere(root, monkeypatch):
+def test_pauses_grow_while_tries_bring_no_progress(root, monkeypatch):
+    clock = Clock(root, lambda _log: 255, monkeypatch)
+    assert clock.night.run(Patience(9, 10.0)) == 1
+    assert clock.pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
+
+
+# --- at the end, and without a terminal ---
+
+
+def test_dvcs_advice_to_delete_a_living_owners_lock_is_not_passed_on(root, monkeypatch):
+    """`dvc` finds the lock held between our look and its own."""
+    night = Night(root, [], FakeJournal())
+    lines: list[str] = []
+    monkeypatch.setattr(night.journal, "write", lines.append, raising=False)
+    info = {"pid": os.getpid(), "cmd": " ".join(psutil.Process().cmdline())}
+    (root / ".dvc/tmp").mkdir(exist_ok=True)
+    (root / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {str(root / "outputs/base"): info}, "read": {}}))
+    advice = (
+        f"If there are no processes with such PIDs, you can manually remove '{root}/.dvc/tmp/rwlock' and try again."
+    )
+    fake_dvc = root / "dvc.py"
+    fake_dvc.write_text(f"print({advice!r}); raise SystemExit(255)")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    night._repro(ReproLog([], root))
+    assert lines == [
+        f"(another dvc (pid {os.getpid()}) is at work on {root / 'outputs/base'}: its lock must stay, and the night"
+        " waits for it)"
+    ]
+
+
+def test_make_repro_says_who_else_is_at_work_and_where_to_look(root, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    night = Night(Path(), [], FakeJournal())
-    pauses: list[float] = []
-    monkeypatch.setattr(night, "_repro", lambda _log: 255)
-    monkeypatch.setattr(night, "_sleep", pauses.append)
-    assert night.run(Patience(9, 10.0)) == 1
-    assert pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
+    (root / ".dvc/tmp").mkdir(exist_ok=True)
+    (root / ".dvc/tmp/rwlock").write_text(rwlock(root, os.getpid(), " ".join(psutil.Process().cmdline())))
+    assert dvc_lock.run(Path()) == 0
+    said = capsys.readouterr().out
+    assert f"another dvc (pid {os.getpid()}) is at work on {root / 'outputs/base'}; `coconut status` shows" in said
+    assert "as long as it lives, .dvc/tmp/rwlock must stay" in said
+
+
+def test_a_process_that_started_after_its_lock_was_written_is_not_the_holder(root):
+    """Its pid was another one's, whose command line was the same."""
+    path = root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(rwlock(root, os.getpid(), " ".join(psutil.Process().cmdline())))
+    assert list(dvc_lock.paths_being_written(root)) == [root / "outputs/base"]
+    started = psutil.Process().create_time()
+    os.utime(path, (started - 30, started - 30))  # Clocks are set, and ticks are rounded.
+    assert list(dvc_lock.paths_being_written(root)) == [root / "outputs/base"]
+    os.utime(path, (started - 3600, started - 3600))
+    assert dvc_lock.paths_being_written(root) == {}
+    (sentence,) = repair(root)
+    assert f"removed the locks of pid {os.getpid()}" in sentence
+
+
+def test_a_night_that_failed_asks_for_a_page_of_what_there_is(root):
+    (root / "stage.py").write_text("raise SystemExit(2)")
+    night = standin.run(root, "coconut", "overnight", "--pause-s", "0.1", "--tries", "1")
+    assert night.returncode == 1
+    # The stand-in has nothing that the report knows, and says so: it was asked.
+    assert "no page was written; `coconut report` says why" in night.stdout
+    assert night.stdout.index("no page was written") < night.stdout.index("Summary:")
+
+
+# As `make` does: first of the terminal's processes, it ignores the hang-up and waits for its child.
+LEADER = """
+import fcntl, os, signal, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, lambda *_: None)
+child = subprocess.Popen([sys.executable, "-m", "coconut", "overnight"], process_group=0)
+with open("pid", "w") as file:
+    file.write(str(child.pid))
+child.wait()
+with open("exit_code", "w") as file:
+    file.write(str(child.returncode))
+"""
+
+
+def drain(terminal: int) -> bool:
+    """Read what a terminal shows, so that nobody waits for it to be read."""
+    while select.select([terminal], [], [], 0)[0]:
+        os.read(terminal, 65536)
+    return True
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_ends_the_night_in_order_even_behind_make(root):
+    standin.behave(root, {"train@cot": [{"nap": 0.5}]})
+    terminal, ours = os.openpty()
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER],
+        cwd=root,
+        env=standin.environment(),
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+        start_new_session=True,
+    )
+    os.close(ours)
+    wait_for(lambda: bool(drain(terminal)) and update_of(root, "train@cot") >= 2)
+    os.close(terminal)
+    leader.wait(PREEMPTION_S)
+    assert (root / "exit_code").read_text() == str(128 + signal.SIGHUP)
+    (journal,) = (root / "outputs/overnight").glob("*.log")
+    stopped_at = re.search(r"train@cot: stopped at update (\d+)", journal.read_text())
+    assert stopped_at is not None
+    assert int(stopped_at[1]) == update_of(root, "train@cot")

@@ -2,10 +2,11 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 import standin
 from coconut.files import try_lock
+from coconut.pipeline.events import last_run
 from coconut.pipeline.record import md5_as_dvc
 from coconut.pipeline.status import Row, render, stage_rows
 
@@ -156,8 +158,47 @@ def test_a_trainer_in_another_work_tree_is_listed_as_an_experiment(root):
         trainer.wait()
 
 
-@pytest.mark.parametrize("text", ["", "stages: [", '{"update": 1', "[]"])
-@pytest.mark.parametrize("name", ["dvc.lock", "progress.json", ".dvc/tmp/rwlock"])
+def test_in_a_fresh_clone_nothing_has_gone(root):
+    """It has the dvc.lock of somebody else's run, and neither outputs nor logs."""
+    shutil.rmtree(root / "outputs")
+    shutil.rmtree(root / ".resume")
+    assert details(root)["base"] == "outputs/base is not here yet"
+    assert set(states(root).values()) == {"to do", "waiting"}
+
+
+def test_a_suspended_stage_is_not_called_running(root):
+    with (root / "stage.py").open("a") as file:
+        file.write("\n")
+    standin.behave(root, {"base": [{"nap": 60}]})
+    dvc = standin.start(root, "dvc", "repro", "base")
+    try:
+        wait_for(lambda: (run := last_run("base", root)) is not None and run.end == "")
+        assert states(root)["base"] == "running"
+        run = last_run("base", root)
+        assert run is not None
+        os.kill(run.pid, signal.SIGSTOP)
+        wait_for(lambda: states(root)["base"] == "suspended")
+        assert details(root)["base"] == f"pid {run.pid} was stopped by a signal; `kill -CONT {run.pid}` lets it go on"
+        os.kill(run.pid, signal.SIGCONT)
+        wait_for(lambda: states(root)["base"] == "running")
+    finally:
+        os.killpg(dvc.pid, signal.SIGKILL)
+        dvc.communicate()
+    wait_for(lambda: states(root)["base"] == "interrupted")
+    assert details(root)["base"] == "ended before it was done"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("text", ["", "stages: [", '{"update": 1', "[]", 20_000 * "["])
+@pytest.mark.parametrize(
+    "name", ["dvc.lock", "progress.json", ".dvc/tmp/rwlock", "outputs/logs/train-cot.events.jsonl"]
+)
 def test_a_file_caught_while_it_is_written_ends_nothing(root, name, text):
     if name == "progress.json":
         name = next((root / ".resume").glob("*/progress.json")).relative_to(root).as_posix()
@@ -292,7 +333,7 @@ def test_the_table_is_plain_text():
 def test_outside_of_a_repository_there_is_one_line_and_exit_code_1(tmp_path):
     status = standin.run(tmp_path, "coconut", "status")
     assert (status.returncode, status.stdout) == (1, "")
-    assert status.stderr == "status: params.yaml: no such file; run from the repository's top folder\n"
+    assert status.stderr == "coconut: params.yaml: no such file; run from the repository's top folder\n"
 
 
 def test_status_starts_without_torch():

@@ -59,7 +59,7 @@ def stage_rows(root: Path) -> list[Row]:
 
 def _judge_running(name: str, folder: Path | None, root: Path) -> Row:
     run = last_run(name, root)
-    if run is not None and not run.end and is_suspended(run.pid):
+    if run is not None and not run.end and is_alive(run.pid, wrote_at=run.begun_at) and is_suspended(run.pid):
         return Row(name, "suspended", f"pid {run.pid} was stopped by a signal; `kill -CONT {run.pid}` lets it go on")
     return Row(name, "running", "" if folder is None else _describe_trainer(folder))
 
