@@ -109,6 +109,89 @@ def test_todays_date_does_not_get_into_the_prompt(words):
     assert example_texts(words, EXAMPLE, "chat")[0] == "26 Jul 2024"
 
 
+@pytest.mark.parametrize(
+    ("template", "date"),
+    [
+        ("{{ strftime_now('%d %B %Y') }} {{ messages[0].content }}", "26 July 2024"),  # as in SmolLM 3
+        ("Today's Date: {{ strftime_now('%B %d, %Y') }}.\n{{ messages[0].content }}", "July 26, 2024"),  # Granite
+        ("{% set today = strftime_now('%Y-%m-%d') %}{{ today }}{{ messages[0].content }}", "2024-07-26"),  # Mistral
+        ("{{ strftime_now('%H:%M:%S %s'[:8]) }}{{ messages[0].content }}", "00:00:00"),
+        ("{% if not date_string is defined %}{% set date_string = 'no' %}{% endif %}{{ date_string }}", "26 Jul 2024"),
+        ("{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}{% endif %}{{ d }}", "26 Jul 2024"),
+    ],
+)  # fmt: skip
+def test_no_template_sees_the_clock(words, template, date):
+    words.chat_template = template
+    assert date in example_texts(words, EXAMPLE, "chat")[0]
+
+
+def test_a_template_that_draws_at_random_gives_one_prompt(words):
+    words.chat_template = "{{ messages[0].content }} {{ range(1000) | random }} {{ lipsum() }}"
+    texts = {example_texts(words, EXAMPLE, "chat")[0] for _ in range(3)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "cannot be rendered .*: 'System role not supported'"),
+        ("{{ messages[", "cannot be rendered for a question of the user: .unexpected"),
+        ("{{ messages[7].content.x }}", "cannot be rendered for a question of the user: .*has no element 7"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered for a question of the user: .*unsafe"),
+        ("{{ messages[0].append(1) }}", "cannot be rendered .*"),
+        ("{{ 1 / 0 }}", "fails with ZeroDivisionError: 'division by zero'"),
+        ("{{ range(10 ** 9) | list }}", "fails with OverflowError: 'Range too big"),
+        ("{% include 'other' %}", "fails with TypeError|cannot be rendered"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails with RecursionError"),
+        ("{{ 'a' * 10 ** 10 }}", "needs more than 1024 MB of memory"),
+        ("{{ 'a' * 10 ** 7 }}", "makes a prompt of 10,000,000 characters of a question of 13"),
+        ("{{ '\x1b[31m\u202e' ~ raise_exception('\x1b[31m\u202e') }}", r"'\\x1b\[31m\\u202e'"),
+    ],
+)  # fmt: skip
+def test_a_template_that_fails_is_one_sentence_that_names_it(words, template, message):
+    words.chat_template = template
+    with pytest.raises(
+        ValueError, match=f"its chat template .*{message}.*; use encode.prompt: plain, or correct"
+    ) as error:
+        encode_question(words, EXAMPLE.question, "chat")
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.slow  # They take all of the processor time or memory that a template may use.
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 9 ** (9 ** 9) }}", "does not end within 10 s of processor time"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not end within 10 s"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "needs more"),
+    ],
+)  # fmt: skip
+def test_a_template_that_never_ends_or_grows_is_ended(words, template, message):
+    words.chat_template = template
+    with pytest.raises(ValueError, match=f"its chat template {message}"):
+        encode_question(words, EXAMPLE.question, "chat")
+
+
+def test_rendering_changes_nothing_in_this_process(words):
+    import random
+    import resource
+
+    words.chat_template = "{{ messages[0].content }}{{ [1, 2] | random }}"
+    random.seed(5)
+    before = random.getstate(), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)
+    encode_question(words, EXAMPLE.question, "chat")
+    assert before == (
+        random.getstate(), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)
+    )  # fmt: skip
+
+
+def test_a_template_that_leaves_the_question_out_is_said(words, log_lines):
+    words.chat_template = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}."
+    encode_question(words, EXAMPLE.question, "chat")
+    assert [line for line in log_lines if "its chat template leaves the question out: '.'" in line]
+
+
 # --- special tokens -------------------------------------------------------------------------
 
 

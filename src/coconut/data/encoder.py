@@ -19,10 +19,10 @@ from coconut.data.documents import read_json_object
 from coconut.data.encoding import (
     EncodedExample,
     encode_texts,
-    example_texts,
     find_special_tokens,
     find_unknown_word,
     tokenize_texts,
+    write_texts,
 )
 from coconut.data.examples import Example, read_examples
 from coconut.data.tokenizer import load_tokenizer
@@ -165,7 +165,7 @@ def _encode_columns(columns: dict[str, list[Any]], job: Job) -> dict[str, list[A
 
 def _encode_rows(examples: Sequence[Example], indices: Sequence[int], job: Job) -> dict[str, list[Any]]:
     tokenizer = _cached_tokenizer(job.checkpoint_dir)
-    texts = [example_texts(tokenizer, example, job.prompt) for example in examples]
+    texts = write_texts(tokenizer, examples, job.prompt)
     encoded = encode_texts(tokenizer, texts, job.prompt)
     whole_texts = ["".join(parts) for parts in texts]
     whole_ids = tokenize_texts(tokenizer, whole_texts)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from coconut.data.chat import render_prompts
 from coconut.data.examples import ANSWER_MARK, MARKERS, Example
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 SPECIAL_TOKEN_COMPLAINT = (
     "holds {}, a special token of the model's tokenizer, wanted plain text; take it out of the text"
 )
-# Llama's templates put today's date into the prompt unless they are given one.
-_TEMPLATE_DATE = "26 Jul 2024"
 
 
 class EncodedExample(NamedTuple):
@@ -35,8 +34,16 @@ def example_texts(tokenizer: "PreTrainedTokenizerBase", example: Example, prompt
     >>> example_texts(None, Example("2 + 2 + 1 ?", ["4", "5"], "5"))
     ['2 + 2 + 1 ?\n', '4\n', '5\n', '### 5']
     """
-    question = _question_text(tokenizer, example.question, prompt)
-    return [question, *(f"{step}\n" for step in example.steps), f"{ANSWER_MARK} {example.answer}"]
+    return write_texts(tokenizer, [example], prompt)[0]
+
+
+def write_texts(tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], prompt: str) -> list[list[str]]:
+    """Write examples as `example_texts` does, at once."""
+    questions = _question_texts(tokenizer, [example.question for example in examples], prompt)
+    return [
+        [question, *(f"{step}\n" for step in example.steps), f"{ANSWER_MARK} {example.answer}"]
+        for question, example in zip(questions, examples, strict=True)
+    ]
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", example: Example, prompt: str = "plain") -> EncodedExample:
@@ -45,14 +52,22 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", example: Example, promp
 
 
 def encode_question(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: str = "plain") -> list[int]:
-    """Encode a question alone, with the same ids as `encode_example`.
+    """Encode one question; see `encode_questions`."""
+    return encode_questions(tokenizer, [question], prompt)[0]
+
+
+def encode_questions(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], prompt: str = "plain"
+) -> list[list[int]]:
+    """Encode questions alone, with the same ids as `encode_batch`.
 
     Raises:
-        ValueError: The question holds a special token's text, or `prompt` is "chat" and there is no chat template.
+        ValueError: A question holds a special token's text, or `prompt` is "chat" and the chat template fails.
     """
-    _refuse_special_tokens(tokenizer, [Example(question)])
-    text = _question_text(tokenizer, question, prompt)
-    return bos_ids(tokenizer, prompt) + tokenize_texts(tokenizer, [text])[0]
+    _refuse_special_tokens(tokenizer, [Example(question) for question in questions])
+    ids = tokenize_texts(tokenizer, _question_texts(tokenizer, questions, prompt))
+    first_ids = bos_ids(tokenizer, prompt)
+    return [first_ids + question_ids for question_ids in ids]
 
 
 def encode_batch(
@@ -61,10 +76,10 @@ def encode_batch(
     """Encode examples with one call of the tokenizer.
 
     Raises:
-        ValueError: A text holds a special token's text, or `prompt` is "chat" and there is no chat template.
+        ValueError: A text holds a special token's text, or `prompt` is "chat" and the chat template fails.
     """
     _refuse_special_tokens(tokenizer, examples)
-    return encode_texts(tokenizer, [example_texts(tokenizer, example, prompt) for example in examples], prompt)
+    return encode_texts(tokenizer, write_texts(tokenizer, examples, prompt), prompt)
 
 
 def find_special_tokens(tokenizer: "PreTrainedTokenizerBase", examples: Iterable[Example]) -> list[str | None]:
@@ -93,7 +108,7 @@ def _refuse_special_tokens(tokenizer: "PreTrainedTokenizerBase", examples: Seque
 def encode_texts(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Sequence[str]], prompt: str
 ) -> list[EncodedExample]:
-    """Encode examples that `example_texts` has written out."""
+    """Encode examples that `write_texts` has written."""
     ids = iter(tokenize_texts(tokenizer, [text for parts in texts for text in parts]))
     first_ids, eos_id = bos_ids(tokenizer, prompt), tokenizer.eos_token_id
     encoded = []
@@ -139,18 +154,5 @@ def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     return opening if opening == [tokenizer.bos_token_id] else []
 
 
-def _question_text(tokenizer: "PreTrainedTokenizerBase", question: str, prompt: str) -> str:
-    if prompt == "plain":
-        return f"{question}\n"
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "encode.prompt: found 'chat', but the model's tokenizer has no chat template;"
-            " use 'plain', or a model that was tuned for chat"
-        )
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        add_generation_prompt=True,
-        tokenize=False,
-        date_string=_TEMPLATE_DATE,
-    )
-    return text
+def _question_texts(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], prompt: str) -> list[str]:
+    return render_prompts(tokenizer, questions) if prompt == "chat" else [f"{question}\n" for question in questions]
