@@ -180,7 +180,7 @@ HUB = {"format": "gsm8k", "hub_split": "test"}
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"file": "data/raw/x.jsonl"}, r"file: found .*, which begins with data.raw_dir .*; did you mean x.jsonl\?"),
+        ({"file": "data/raw/x.jsonl"}, r"file: found .*, which begins with data.raw_dir, .*; did you mean x.jsonl\?"),
         ({"file": "./data/raw/a/x.jsonl"}, r"file: found .*, which begins with .*; did you mean a/x.jsonl\?"),
         ({"file": "{here}/data/raw/x.jsonl"}, r"file: found .*, which begins with .*; did you mean x.jsonl\?"),
         ({"file": "{here}/x.jsonl"}, "file: found .*, wanted a path below data.raw_dir, which DVC watches"),

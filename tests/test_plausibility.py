@@ -1,0 +1,168 @@
+"""What a run would lack is said by the stage `params`, before anything is trained."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coconut.config.machine import check_machine
+from coconut.config.params import load_params, parse_params
+from coconut.config.plausibility import doubts_about_entry, find_doubts, most_rows
+from coconut.config.schema import Params
+from coconut.config.strict import read_yaml
+from inprocess import make_folder, stage
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+MANY = {"train": 10_000, "valid": 1_000, "test": 1_000}
+
+
+def params(changes: dict[str, Any] | None = None) -> Params:
+    tree = read_yaml(ROOT / "params.yaml")
+    for key, value in (changes or {}).items():
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section[name]
+        section[last] = value
+    return parse_params(tree)
+
+
+CUT_DOWN = {"gsm8k-smollm2": ["data.test"], "prosqa-small": ["data.test"]}
+"""Recipes that say themselves that they are too small for a result."""
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda p: p.stem
+)
+def test_what_we_ship_is_plausible(path: Path) -> None:
+    shipped = load_params(path)
+    doubts = find_doubts(shipped, most_rows(shipped.data))
+    assert [doubt.partition(":")[0] for doubt in doubts] == CUT_DOWN.get(path.stem, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, {"train": 20_000, "valid": 1_000, "test": 1_000}),
+        ({"data.max_train": 300}, {"train": 300, "valid": 1_000, "test": 1_000}),
+        ({"data.max_train": 30_000}, {"train": 20_000, "valid": 1_000, "test": 1_000}),
+        (
+            {"data.train": {"format": "canonical", "file": "a"}, "data.test": {"format": "canonical", "file": "b"}},
+            {"train": None, "valid": 1_000, "test": None},
+        ),
+    ],
+)
+def test_rows_are_known_as_far_as_the_parameters_say(changes: dict[str, Any], rows: dict[str, int | None]) -> None:
+    assert most_rows(params(changes).data) == rows
+
+
+@pytest.mark.parametrize(
+    ("num_test", "changes", "doubts"),
+    [
+        (100, {}, []),
+        (None, {}, []),
+        (99, {}, ["data.test: accuracies will be of 99 examples at most, and uncertain by 10 points either way"]),
+        (25, {}, ["data.test: accuracies will be of 25 examples at most, and uncertain by 20 points either way"]),
+        (1_000, {"evaluate.max_examples": 50}, ["data.test: accuracies will be of 50 examples at most"]),
+    ],
+)
+def test_a_small_test_set_is_doubted(num_test: int | None, changes: dict[str, Any], doubts: list[str]) -> None:
+    found = find_doubts(params(changes), MANY | {"test": num_test})
+    assert [doubt.startswith(start) for doubt, start in zip(found, doubts, strict=True)] == [True] * len(doubts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"curriculum.cot.select": "best"}, "curriculum.cot: select: best goes by 40 validation examples at most"),
+        ({"curriculum.cot.min_accuracy": 0.5}, "curriculum.cot: min_accuracy goes by 40 validation examples at most"),
+    ],
+)
+def test_a_small_validation_set_is_doubted_where_it_decides(changes: dict[str, Any], message: str | None) -> None:
+    found = find_doubts(params(changes), MANY | {"valid": 40})
+    assert [doubt.partition(", mostly")[0] for doubt in found] == ([message] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("num_train", "changes", "message"),
+    [
+        # 5 epochs of 20 updates are as many as the warm-up has, so that lr is reached in the last one only.
+        (
+            64 * 20,
+            {},
+            "cot: ends within the warm-up, .* is 100, but it has 100 updates .5 epochs of 20.",
+        ),
+        (64 * 20 + 1, {}, None),
+        (64 * 20 + 1, {"curriculum.cot.max_updates": 100}, "cot: ends within the warm-up, .* it has 100 updates"),
+        (300, {"train.warmup_updates": 0}, None),
+        (64, {"train.warmup_updates": 0}, "cot: batch_size 64 takes all 64 training examples at once"),
+        (65, {"train.warmup_updates": 0}, None),
+        (None, {}, None),
+    ],
+)
+def test_an_entry_with_few_updates_is_doubted(num_train: int | None, changes: dict[str, Any], message: str) -> None:
+    doubts = doubts_about_entry(params(changes).curriculum, "cot", num_train)
+    assert len(doubts) == (message is not None)
+    for doubt in doubts:
+        assert re.match(f"curriculum.{message}", doubt)
+
+
+def test_updates_of_an_optimizer_that_is_taken_over_count_towards_its_warm_up() -> None:
+    # 3 epochs of 21 updates are fewer than 100, but the parent has done 5 such epochs.
+    shared, fresh = params(), params({"curriculum.latent_1.reset_optimizer": True})
+    assert doubts_about_entry(shared.curriculum, "latent_1", 64 * 21) == []
+    (doubt,) = doubts_about_entry(fresh.curriculum, "latent_1", 64 * 21)
+    assert "it has 63 updates (3 epochs of 21); lower" in doubt
+    (doubt,) = doubts_about_entry(shared.curriculum, "latent_1", 300)
+    assert "it has 15 updates (3 epochs of 5), after 25 of the parents whose optimizer it takes over; lower" in doubt
+
+
+def test_a_model_that_dvc_does_not_watch_is_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/mine", "elsewhere/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    for model in ("models/mine", "./models/mine", str(tmp_path / "models/mine"), "Qwen/Qwen2.5-0.5B", "~nobody-here/x"):
+        assert find_doubts(params({"model": model}), MANY) == []
+    for model in ("elsewhere/mine", str(tmp_path / "elsewhere/mine")):
+        (doubt,) = find_doubts(params({"model": model}), MANY)
+        assert doubt.startswith(f"model: DVC watches only models/ for changes, not {model};")
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_machine(params()) == []
+    for package in ("wandb", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)  # So Python marks a module that cannot be imported.
+    assert check_machine(params()) == []
+    assert check_machine(params({"runtime.tracker": "wandb"})) == [
+        "runtime.tracker: wandb is not installed, training will go on without it; run `make trackers`, or set"
+        " runtime.tracker: none"
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"curriculum.latent_2.optimizer: found adamw_8bit, but bitsandbytes is not installed;.*'\.\[bitsand",
+    ):
+        check_machine(params({"curriculum.latent_2.optimizer": "adamw_8bit"}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_stage_params_refuses_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    project = make_folder(tmp_path / "project", {"runtime.device": "cuda"})
+    error = stage(project, "params").error
+    assert error == "params: runtime.device: found cuda, but torch sees no GPU here; use auto or cpu"
+
+
+def test_the_stage_params_says_what_is_doubted_and_goes_on(tmp_path: Path) -> None:
+    project = make_folder(tmp_path / "project", {"train.warmup_updates": 500})
+    ended = stage(project, "params")
+    assert ended.exit_code == 0
+    assert "WARNING | data.test: accuracies will be of 16 examples at most" in ended.terminal
+    assert "WARNING | curriculum.cot: ends within the warm-up" in ended.terminal
+    assert (project / "outputs/params.checked").read_text() == "params.yaml holds no mistake\n"
