@@ -23,10 +23,11 @@ import psutil
 import pytest
 import yaml
 
+from coconut.model.fast.thresholds import Thresholds
 from coconut.pipeline.dvc_lock import repair
 from coconut.pipeline.record import keep_copy
 from coconut.pipeline.states import last_update
-from project import environment, make_project, run, write_params
+from project import commit, environment, make_project, run, write_params
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,6 +51,22 @@ RECIPE: dict[str, Any] = {
     },
 }  # fmt: skip
 NUM_UPDATES_COT = 16 * 512 // 16
+NUM_WIDE_KILLS = max(3, NUM_KILLS // 10)
+WIDE_CONFIG = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 4,
+    "n_positions": 64, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+}  # fmt: skip
+WIDE_RECIPE: dict[str, Any] = {
+    "model": "models/wide",
+    "data.train.rows": 128,
+    "runtime.save_every_s": 0.2,
+    "runtime.log_every_s": 0.2,
+    "curriculum": {
+        "cot": {"parent": "base", "method": "cot", "latent_stage": 0, "epochs": 4, "lr": 1e-3},
+        "latent_1": {"parent": "cot", "method": "coconut", "latent_stage": 1, "epochs": 6, "lr": 1e-3},
+    },
+}
+"""At a width at which the fast path is on."""
 TIMINGS = {
     "seconds", "tokens_per_s", "ms_per_update", "seconds_per_example", "train_seconds", "peak_memory_mb",
 }  # fmt: skip
@@ -271,11 +288,29 @@ class Witness:
 def test_random_kills_lose_nothing_redo_nothing_and_change_no_byte(
     fresh: Path, encoded: Path, straight: dict[str, Any], tmp_path: Path
 ) -> None:
+    kill_and_compare(fresh, encoded, straight, tmp_path, num_kills=NUM_KILLS)
+
+
+def test_random_kills_change_no_byte_on_the_fast_path_either(tmp_path: Path) -> None:
+    assert WIDE_CONFIG["n_embd"] >= Thresholds().min_width
+    fresh = make_project(tmp_path / "fresh", WIDE_RECIPE)
+    (fresh / "models/wide").mkdir()
+    (fresh / "models/wide/config.json").write_text(json.dumps(WIDE_CONFIG))
+    commit(fresh)
+    encoded = Path(shutil.copytree(fresh, tmp_path / "encoded"))
+    run(encoded, "dvc", "repro", "encode")
+    straight = Path(shutil.copytree(encoded, tmp_path / "straight"))
+    run(straight, "dvc", "repro")
+    kill_and_compare(fresh, encoded, results(straight), tmp_path, num_kills=NUM_WIDE_KILLS)
+
+
+def kill_and_compare(fresh: Path, encoded: Path, straight: dict[str, Any], tmp_path: Path, *, num_kills: int) -> None:
+    """Kill pipelines that begin from either project, finish them, and compare with what a straight run left."""
     draw = random.Random(SEED)
     kills: Counter[tuple[str, str]] = Counter()
     tally: Counter[str] = Counter()
     begin = time.monotonic()
-    while kills.total() < NUM_KILLS:
+    while kills.total() < num_kills:
         # Training is what kills cost most: most pipelines begin there.
         start = fresh if tally["pipelines"] % 4 == 0 else encoded
         project = Path(shutil.copytree(start, tmp_path / f"project-{tally['pipelines']}"))
@@ -283,12 +318,12 @@ def test_random_kills_lose_nothing_redo_nothing_and_change_no_byte(
         is_finished = False
         while not is_finished:
             repro = Repro(project)
-            if kills.total() < NUM_KILLS and (kill := kill_somewhen(repro, draw)):
+            if kills.total() < num_kills and (kill := kill_somewhen(repro, draw)):
                 kills[kill] += 1
                 sys.stdout.write(f"{kills.total()} {repro.stage}: {' '.join(kill)}\n")
             is_finished = repro.finish() == 0
             witness.check(repro)
-            if not is_finished and kills.total() >= NUM_KILLS:
+            if not is_finished and kills.total() >= num_kills:
                 tally["last runs that failed"] += 1
                 assert tally["last runs that failed"] < 3, "".join(repro.lines)
         assert results(project) == straight
