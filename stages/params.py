@@ -13,10 +13,10 @@ if __name__ == "__main__":
 
 from loguru import logger
 
-from coconut.config.machine import check_machine
 from coconut.config.params import load_params
-from coconut.config.plausibility import find_doubts, most_rows
 from coconut.layout import OUTPUTS_DIR
+from coconut.pipeline.machine import check_machine
+from coconut.pipeline.plausibility import find_doubts, most_rows
 from coconut.pipeline.stage import run_stage
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from coconut.config.machine import check_machine
 from coconut.config.params import load_params, parse_params
-from coconut.config.plausibility import doubts_about_entry, find_doubts, most_rows
 from coconut.config.schema import Params
 from coconut.config.strict import read_yaml
+from coconut.pipeline.machine import check_machine
+from coconut.pipeline.plausibility import doubts_about_entry, find_doubts, most_rows
 from inprocess import make_folder, stage
 
 ROOT = Path(__file__).parents[1]
