@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 from coconut.config.params import load_params
 from coconut.config.schema import BASE
+from coconut.data.chat import PROMPT_DATE
 from coconut.data.encoder import encode_splits
 from coconut.devices import num_workers
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, checkpoint_dir
@@ -31,7 +32,10 @@ def main() -> None:
         latent=params.latent,
         num_processes=num_workers(params.runtime.num_workers),
     )
-    (OUTPUTS_DIR / "encode.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    # The day that chat templates were shown; `Reasoner` shows the same one.
+    date = PROMPT_DATE.date().isoformat() if params.encode.prompt == "chat" else None
+    content = json.dumps(metrics | {"prompt_date": date}, indent=2) + "\n"
+    (OUTPUTS_DIR / "encode.json").write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

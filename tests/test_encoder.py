@@ -35,11 +35,12 @@ EXAMPLES = [Example("1 + 2 ?", ["3"], "3"), Example("1 + 2 + 2 ?", ["3", "5"], "
 
 @pytest.fixture
 def encode(tmp_path):
-    """Encode `train` (and the default examples as valid and test) with a tokenizer, for so many positions."""
+    """Encode `train`, and `held_out` as valid and test, with a tokenizer for a model of so many positions."""
 
     def run(
         train: Sequence[Example] = EXAMPLES,
         *,
+        held_out: Sequence[Example] = EXAMPLES,
         tokenizer: PreTrainedTokenizerFast | None = None,
         positions: int | None = 64,
         prompt: str = "plain",
@@ -49,7 +50,7 @@ def encode(tmp_path):
     ):
         checkpoint_dir, examples_dir = tmp_path / f"{name}-checkpoint", tmp_path / f"{name}-examples"
         examples_dir.mkdir()
-        for split, examples in (("train", train), ("valid", EXAMPLES), ("test", EXAMPLES)):
+        for split, examples in (("train", train), ("valid", held_out), ("test", held_out)):
             write_examples(examples_dir / f"{split}.jsonl", examples)
         (tokenizer or build_word_tokenizer(["0 1 2 3 4 5 6 7 8 9 + ? ###"])).save_pretrained(checkpoint_dir)
         config = {"model_type": "gpt2"} | ({} if positions is None else {"n_positions": positions})
@@ -154,6 +155,7 @@ def test_metrics_count_tokens_by_part(encode):
     assert encode()["train"] == {
         "num_examples": 3,
         "num_too_long": 0,
+        "num_chains_too_long": 0,
         "decoded_differs_share": 0.0,
         "joined_differs_share": 0.0,
         "question_tokens_mean": 4.0,
@@ -211,6 +213,22 @@ def test_examples_that_do_not_fit_are_left_out_counted_and_named(encode, tmp_pat
     warning = next(line for line in log_lines if "left out" in line)
     assert "train.jsonl: 2 of 4 examples have views longer than the model's 64 positions" in warning
     assert "left out: line 2 (66), line 4 (76)" in warning
+
+
+@pytest.mark.parametrize("markers", [False, True])
+def test_an_evaluation_keeps_a_question_whose_gold_chain_does_not_fit(encode, tmp_path, markers):
+    """Without markers the longest prompt has 2 slots, and the answer takes 3 of the 64 positions."""
+    long_chain = Example("1 + 2 ?", ["3"] * 70, "3")
+    fits = Example(" ".join(["1"] * (58 - 2 * markers)) + " ?", ["3"] * 9, "3")
+    too_long = Example(" ".join(["1"] * (59 - 2 * markers)) + " ?", [], "3")
+    rows = [EXAMPLES[0], long_chain, fits, too_long]
+    latent = replace(LATENT, markers=markers)
+    metrics = encode(EXAMPLES, held_out=rows, latent=latent)
+    for split in ("valid", "test"):
+        assert load_encoded(tmp_path / "encoded", split)[range(3)]["index"] == [0, 1, 2]
+        assert (metrics[split]["num_examples"], metrics[split]["num_too_long"]) == (3, 1)
+        assert metrics[split]["num_chains_too_long"] == 2
+    assert encode(rows, latent=latent, name="trained")["train"]["num_too_long"] == 3
 
 
 def test_a_view_as_long_as_the_positions_fits(encode):

@@ -17,7 +17,7 @@ from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
-from coconut.data.encoding import encode_example, encode_question, find_unknown_word, tokenize_texts
+from coconut.data.encoding import encode_example, encode_questions, find_unknown_word, tokenize_texts
 from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
@@ -144,7 +144,7 @@ class Reasoner:
             max_new_tokens=256 if max_new_tokens is None else max_new_tokens,
             batch_size=batch_size,
         )
-        ids = [encode_question(self.tokenizer, question, self.meta.prompt) for question in questions]
+        ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
         for i, row in enumerate(ids):
             self._check_fits(f"questions[{i}]", _prompt_length(row, plan) + 1, plan)
         self._warn_of_unknown_words(questions, questions)

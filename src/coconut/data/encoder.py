@@ -26,7 +26,7 @@ from coconut.data.encoding import (
 )
 from coconut.data.examples import Example, read_examples
 from coconut.data.tokenizer import load_tokenizer
-from coconut.data.views import longest_view
+from coconut.data.views import longest_prompt, longest_view
 from coconut.data.writer import ROW_SCHEMA, SplitWriter
 from coconut.files import check_free_space, writing
 from coconut.layout import SPLITS
@@ -59,7 +59,8 @@ def encode_splits(
 ) -> dict[str, dict[str, float]]:
     """Write `<split>.arrow` for train, valid and test.
 
-    Examples whose longest view exceeds the model's positions are left out, counted and named.
+    Examples that do not fit into the model's positions are left out, counted and named: those of train by
+    their longest view, others by their longest prompt.
 
     Returns:
         The metrics by split.
@@ -85,7 +86,8 @@ def _encode_split(
     examples_path: Path, output_dir: Path, job: Job, max_tokens: int | None, num_processes: int
 ) -> dict[str, float]:
     started, split = time.perf_counter(), examples_path.stem
-    with SplitWriter(examples_path, output_dir / f"{split}.arrow", max_tokens) as writer:
+    is_trained_on = split == "train"
+    with SplitWriter(examples_path, output_dir / f"{split}.arrow", max_tokens, is_trained_on=is_trained_on) as writer:
         for table in _encoded_tables(read_examples(examples_path), job, num_processes):
             writer.write(table)
     metrics = writer.metrics()
@@ -179,6 +181,7 @@ def _encode_rows(examples: Sequence[Example], indices: Sequence[int], job: Job) 
         "answer_ids": [row.answer_ids for row in encoded],
         "num_steps_tokens": [sum(map(len, row.steps_ids)) for row in encoded],
         "num_view_tokens": [longest_view(row, job.plans) for row in encoded],
+        "num_prompt_tokens": [longest_prompt(row, job.plans) for row in encoded],
         "decoded_differs": [
             _without_space(found) != _without_space(wanted) for found, wanted in zip(decoded, whole_texts, strict=True)
         ],

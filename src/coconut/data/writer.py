@@ -18,6 +18,7 @@ ROW_SCHEMA = pa.schema(
         *FILE_SCHEMA,
         ("num_steps_tokens", pa.int32()),
         ("num_view_tokens", pa.int32()),
+        ("num_prompt_tokens", pa.int32()),
         ("decoded_differs", pa.bool_()),
         ("joined_differs", pa.bool_()),
         ("special", pa.string()),
@@ -28,10 +29,17 @@ ROW_SCHEMA = pa.schema(
 
 
 class SplitWriter:
-    """Writes the tables of one split to its file, as a context manager; `metrics` sums up afterwards."""
+    """Writes the tables of one split to its file, as a context manager; `metrics` sums up afterwards.
 
-    def __init__(self, examples_path: Path, path: Path, max_tokens: int | None) -> None:
+    A row that is trained on has to fit with its longest view. A row of another split has to fit with its
+    longest prompt and the gold answer, because no evaluation reads the gold chain of thought: without it, the
+    hardest questions would be missing from the accuracies of all methods.
+    """
+
+    def __init__(self, examples_path: Path, path: Path, max_tokens: int | None, *, is_trained_on: bool) -> None:
         self.examples_path, self.max_tokens = examples_path, max_tokens
+        self.what_must_fit = "view" if is_trained_on else "prompt"
+        self.num_chains_too_long = 0
         self.sink = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.sink, FILE_SCHEMA)
         self.num_rows = self.num_kept = self.num_decoded_differs = self.num_joined_differs = 0
@@ -56,10 +64,12 @@ class SplitWriter:
         self._refuse_unknown_words(table)
         self.num_rows += len(table)
         if self.max_tokens is not None:
-            is_kept = pc.less_equal(table["num_view_tokens"], self.max_tokens)
-            dropped = table.filter(pc.invert(is_kept))
-            self.too_long += zip(dropped["index"].to_pylist(), dropped["num_view_tokens"].to_pylist(), strict=True)
+            lengths = table[f"num_{self.what_must_fit}_tokens"]
+            is_kept = pc.less_equal(lengths, self.max_tokens)
+            dropped = [column.filter(pc.invert(is_kept)).to_pylist() for column in (table["index"], lengths)]
+            self.too_long += zip(*dropped, strict=True)
             table = table.filter(is_kept)
+            self.num_chains_too_long += pc.sum(pc.greater(table["num_view_tokens"], self.max_tokens)).as_py() or 0
         if len(table):
             self._count(table)
             # Each table becomes one batch, so that the bytes do not depend on the number of processes.
@@ -108,8 +118,14 @@ class SplitWriter:
             )
         if self.too_long:
             self._report_too_long()
+        if self.num_chains_too_long:
+            logger.info(
+                "{}: {} more examples have a gold chain of thought that does not fit; they are kept for evaluation",
+                *(self.examples_path, self.num_chains_too_long),
+            )
         num = max(1, self.num_kept)
         metrics: dict[str, float] = {"num_examples": self.num_kept, "num_too_long": len(self.too_long)}
+        metrics["num_chains_too_long"] = self.num_chains_too_long
         metrics["decoded_differs_share"] = self.num_decoded_differs / num
         metrics["joined_differs_share"] = self.num_joined_differs / num
         for part, total in self.totals.items():
@@ -120,8 +136,8 @@ class SplitWriter:
 
     def _report_too_long(self) -> None:
         message = (
-            f"{self.examples_path}: {len(self.too_long)} of {self.num_rows} examples have views longer than"
-            f" the model's {self.max_tokens} positions"
+            f"{self.examples_path}: {len(self.too_long)} of {self.num_rows} examples have {self.what_must_fit}s longer"
+            f" than the model's {self.max_tokens} positions"
         )
         if self.num_kept < MIN_KEPT_SHARE * self.num_rows:
             longest = max(num_tokens for _, num_tokens in self.too_long)

@@ -99,8 +99,10 @@ class Evaluator:
 
     @torch.no_grad()
     def loss(self, dataset: EncodedSet) -> float:
-        """Mean loss in nats per supervised token over the whole encoded set, at the plan's stage."""
+        """Return the mean loss in nats per supervised token over the rows whose gold view fits, at the plan's stage."""
         views = [build_view(*example, plan=self.plan, markers=self.markers) for example in dataset.examples()]
+        # The encode stage keeps rows for evaluation that fit without the gold chain of thought.
+        views = [view for view in views if len(view.input_ids) <= num_positions(self.model)]
         order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
         sums: list[tuple[float, int]] = []
 
