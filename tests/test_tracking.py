@@ -112,7 +112,7 @@ def test_a_tracker_that_is_not_installed_is_one_warning_with_the_cure(
     with tracking("fake", run="cot", config=CONFIG, folder=tmp_path) as track:
         track({"loss": 0.5}, 1)
     assert len(warnings) == 1
-    assert "pip install 'continuous-thought[fake]', or set runtime.tracker: none" in warnings[0]
+    assert "Run `pip install -e '.[fake]'` in the repository, or set runtime.tracker: none" in warnings[0]
 
 
 def test_a_folder_that_cannot_be_made_stops_nothing(

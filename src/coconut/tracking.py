@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from loguru import logger
 
 PROJECT = "continuous-thought"
+_PLAIN = (str, int, float)
+"""What every tracker stores of a configuration; other values, such as null, are stored as text."""
 
 Track = Callable[[Mapping[str, Any], int], None]
 """Takes numbers by name, and the update that they belong to."""
@@ -26,11 +27,11 @@ Track = Callable[[Mapping[str, Any], int], None]
 
 @contextmanager
 def tracking(tracker: str, *, run: str, config: Mapping[str, Any], folder: Path) -> Iterator[Track]:
-    """Open a run in the tracker, and close it at the end; yields what to tell it things with.
+    """Open a run in the tracker, close it at the end, and yield a function that logs values.
 
     Args:
         run: its name, the entry's.
-        config: nested values to show beside the run.
+        config: nested values to show with the run.
         folder: where trackers that write files may do so.
     """
     if tracker == "none":
@@ -51,7 +52,7 @@ class _Session:
         self.failed = False
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do it, unless the tracker has failed before; a first failure is one warning."""
+        """Run `action`, unless the tracker has failed before; a first failure is one warning."""
         if self.failed:
             return
         try:
@@ -59,13 +60,16 @@ class _Session:
         except Exception as error:  # noqa: BLE001 - each tracker has errors of its own, and none may stop a run
             self.failed = True
             missing = isinstance(error, ImportError)
-            cure = f"pip install 'continuous-thought[{self.name}]', or " if missing else ""
+            cure = f"Run `pip install -e '.[{self.name}]'` in the repository, or " if missing else ""
             logger.warning(
                 "runtime.tracker: {} failed ({}: {}); training goes on without it. {}set runtime.tracker: none",
                 *(self.name, type(error).__name__, error, cure),
             )
 
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> None:
+        # Imported here, because accelerate imports torch, which the report does without.
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
         folder.mkdir(parents=True, exist_ok=True)
         tracker_class = LOGGER_TYPE_TO_CLASS[self.name]
         if tracker_class.requires_logging_directory:
@@ -75,7 +79,10 @@ class _Session:
             tracker = tracker_class(PROJECT, name=run, **own)
         tracker.start()
         self.tracker = tracker
-        tracker.store_init_configuration(flatten(config))
+        flat = flatten(config)
+        tracker.store_init_configuration(
+            {key: value if isinstance(value, _PLAIN) else str(value) for key, value in flat.items()}
+        )
 
     def tell(self, values: Mapping[str, Any], update: int) -> None:
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
@@ -87,20 +94,20 @@ class _Session:
 
 
 def _wandb_mode() -> str:
-    # Asked to go online without a key, wandb would wait for somebody to type one.
+    # Without a key, wandb in online mode would wait for somebody to type one.
     return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Put nested values under dotted names; what is null or neither a number nor text goes as text.
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one, keys joined by dots.
 
-    >>> flatten({"lr": 0.1, "train": {"schedule": "linear", "max_grad_norm": None}})
-    {'lr': 0.1, 'train.schedule': 'linear', 'train.max_grad_norm': 'None'}
+    >>> flatten({"train": {"rows": 5, "dropped": {"empty": 1}}, "seed": 0})
+    {'train.rows': 5, 'train.dropped.empty': 1, 'seed': 0}
     """
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float)) else str(value)
+            flat[f"{prefix}{key}"] = value
     return flat

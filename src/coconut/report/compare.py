@@ -19,7 +19,8 @@ from coconut.evaluation.statistics import mean_interval
 from coconut.report.provenance import judge
 from coconut.report.results import ReadText, Result, evaluate_stage, read_results
 from coconut.report.tables import Table, paired_p
-from coconut.report.text import NOTHING, flatten, format_p, visible
+from coconut.report.text import NOTHING, format_p, visible
+from coconut.tracking import flatten
 
 WORKSPACE = "workspace"
 

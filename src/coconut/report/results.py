@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.schema import BASE, Entry
-from coconut.report.text import flatten
+from coconut.tracking import flatten
 
 ReadText = Callable[[str], str | None]
 """From a path below `outputs/` to the file's text, None where there is no such file."""

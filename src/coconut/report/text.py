@@ -3,8 +3,6 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
-from typing import Any
 
 NOT_THERE = "not there"
 """Stands where a file is missing, as after a failed pipeline stage."""
@@ -42,21 +40,6 @@ def shorten(text: str) -> str:
     parts = (re.sub(r"[ \t]+", " ", part).strip() for part in re.split(r"\r?\n", text.strip()))
     line = visible(" ⏎ ".join(parts))
     return line if len(line) <= 120 else line[:119] + "…"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one, keys joined by dots.
-
-    >>> flatten({"train": {"rows": 5, "dropped": {"empty": 1}}, "seed": 0})
-    {'train.rows': 5, 'train.dropped.empty': 1, 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def format_number(value: float | None, digits: int) -> str:

@@ -27,7 +27,7 @@ def build_optimizer(parameters: NamedParameters, config: TrainConfig) -> torch.o
         except ImportError:
             raise ValueError(
                 "train.optimizer: found adamw_8bit, but bitsandbytes is not installed;"
-                " pip install 'continuous-thought[bitsandbytes]', or use adamw"
+                " pip install -e '.[bitsandbytes]', or use adamw"
             ) from None
         eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
             values, betas=betas, weight_decay=config.weight_decay

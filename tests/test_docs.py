@@ -1,0 +1,161 @@
+"""README and docs/ against what they describe: links, commands, keys, modules. Run as a script, it writes the tree."""
+
+import ast
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+
+from coconut.cli import app
+from coconut.config import schema
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src/coconut"
+ARCHITECTURE = ROOT / "docs/architecture.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SUBCOMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short():
+    assert len(read(ROOT / "README.md").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", read(page))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_named_exists(page):
+    targets = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.M))
+    code = "\n".join(re.findall(r"`(?:make|coconut) [^`\n]+`|^    (?:make|coconut) .*$", read(page), re.M))
+    named = set(re.findall(r"\bmake +([a-z-]+)", code))
+    assert named <= targets
+    assert set(re.findall(r"\bcoconut +([a-z]+)", code)) <= SUBCOMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_is_named_exists(page):
+    named = re.findall(r"`((?:src|stages|recipes|docs|tests|benchmarks|models)/[\w./-]+)`", read(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def table_rows() -> dict[str, str]:
+    """The rows of the tables of docs/parameters.md by each key that they name."""
+    rows = {}
+    for line in read(ROOT / "docs/parameters.md").splitlines():
+        if line.startswith("| `"):
+            keys, _, rest = line[2:].partition(" | ")
+            rows |= {key.strip("` "): rest for key in keys.split(",")}
+    return rows
+
+
+def fields_of_schema() -> Iterator[tuple[str, Any]]:
+    """The keys as docs/parameters.md writes them, and their types."""
+    sections = {"data": schema.DataConfig, "encode": schema.EncodeConfig, "latent": schema.LatentConfig}
+    sections |= {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "runtime": schema.RuntimeConfig}
+    plain = [schema.Source, schema.Entry, *typing.get_args(schema.Generator), schema.Params]
+    for prefix, kind in [*sections.items(), *(("", kind) for kind in plain)]:
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+            if not dataclasses.is_dataclass(hint) and (kind, name) not in _NOT_KEYS:
+                yield f"{prefix}.{name}" if prefix else name, hint
+
+
+_NOT_KEYS = {(schema.DataConfig, "generator"), (schema.Params, "curriculum"), (schema.Entry, "name")}
+
+
+def words(hint: Any) -> Iterator[str]:
+    """The words that a value may be."""
+    if typing.get_origin(hint) is Literal:
+        yield from typing.get_args(hint)
+    elif typing.get_origin(hint) is Annotated:
+        inner, *notes = typing.get_args(hint)
+        yield from (note.text for note in notes if type(note).__name__ == "Word")
+        yield from words(inner)
+    else:
+        for inner in typing.get_args(hint):
+            yield from words(inner)
+
+
+def test_every_parameter_is_described_and_no_other():
+    assert table_rows().keys() - {"task"} == dict(fields_of_schema()).keys() - {"task"}
+
+
+@pytest.mark.parametrize(("key", "hint"), list(fields_of_schema()), ids=[key for key, _ in fields_of_schema()])
+def test_the_words_of_every_parameter_are_listed(key, hint):
+    assert [word for word in words(hint) if f"`{word}`" not in table_rows()[key]] == []
+
+
+def test_every_key_of_the_shipped_params_is_described():
+    params = yaml.safe_load(read(ROOT / "params.yaml"))
+    text = read(ROOT / "docs/parameters.md")
+    for section, value in params.items():
+        keys = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
+        if section != "curriculum":
+            assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_every_recipe_is_listed_as_run_or_not_run():
+    text = read(ROOT / "docs/recipes.md")
+    names = [path.name for path in (ROOT / "recipes").glob("*.yaml") if not path.name.startswith("journal-")]
+    assert [name for name in names if f"`recipes/{name}`" not in text] == []
+
+
+def test_quoting_for_hydra_is_shown():
+    for page in ("README.md", "docs/recipes.md", "docs/parameters.md"):
+        assert "\"latent.thought='hidden[-2]'\"" in read(ROOT / page)
+
+
+def test_the_extras_are_installed_from_the_work_tree():
+    files = [*PAGES, *SOURCES.rglob("*.py"), ROOT / "Makefile", *(ROOT / "recipes").glob("*.yaml")]
+    assert [path for path in files if re.search(r"pip install ['\"]?continuous-thought", read(path))] == []
+
+
+def tree() -> list[str]:
+    """The package as the architecture page shows it: names, and the first sentence of each docstring."""
+    lines = ["src/coconut/"]
+    for path in sorted(SOURCES.rglob("*.py"), key=_place):
+        is_package = path.name == "__init__.py"
+        if path.parent == SOURCES and is_package:
+            continue
+        depth = len(path.relative_to(SOURCES).parts) - is_package
+        name = f"{'  ' * depth}{path.parent.name + '/' if is_package else path.name}"
+        docstring = ast.get_docstring(ast.parse(read(path))) or ""
+        phrase = re.split(r"\. |\.$|\.?\n|: `", docstring)[0].replace("`", "")
+        lines.append(f"{name:<26} {phrase}".rstrip())
+    return lines
+
+
+def _place(path: Path) -> tuple[tuple[bool, str], ...]:
+    """Sort modules before packages, and a package's own line before its modules."""
+    *folders, name = path.relative_to(SOURCES).parts
+    return (*((True, folder) for folder in folders), (False, "" if name == "__init__.py" else name))
+
+
+def _shown_tree() -> list[str]:
+    return read(ARCHITECTURE).partition("```\n")[2].partition("```")[0].splitlines()
+
+
+def test_the_tree_names_every_module_and_no_other():
+    shown, real = ([line.split()[0] for line in lines] for lines in (_shown_tree(), tree()))
+    assert shown == real, "`python tests/test_docs.py` writes it"
+
+
+def test_every_module_of_the_tree_has_its_phrase():
+    assert [line for line in _shown_tree()[1:] if len(line.split()) < 3] == []
+
+
+if __name__ == "__main__":
+    before, _, rest = read(ARCHITECTURE).partition("```\n")
+    after = rest.partition("```")[2]
+    ARCHITECTURE.write_text("\n".join([f"{before}```", *tree(), f"```{after}"]), encoding="utf-8")
