@@ -1,7 +1,7 @@
 """The answer in a generated text, and whether it says the same as the gold answer; docs/answers.md shows both."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coconut.data.examples import find_answer_line
 from coconut.evaluation.markup import join_thin_groups, normalise, simplify
@@ -72,8 +72,7 @@ def _same_values(found: str, gold: str) -> bool:
     return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity)
 
 
-@dataclass(frozen=True)
-class _Option:
+class _Option(NamedTuple):
     letter: str
     content: str
 

@@ -46,6 +46,8 @@ _FRACTIONS = {
 """`¼` and its like, with a space that separates them from the whole part of a mixed number."""
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 
+_EMPHASIS = re.compile(r"(?<!\w)(\*\*|\$)(?=\S)([^*$]++)(?<=\S)\1(?!\w)")
+"""Bold text and LaTeX's mathematics inside a line, but not the operator of `2**3**2` or the prices `$5 and $6`."""
 _WRAPPED = re.compile(
     r"(?P<mark>(?P<sign>[*_$`\"'])(?P=sign)*+)(?P<marked>(?:(?!(?P=sign)).)++)(?P=mark)"
     # Brackets with a comma are a point or an interval, where the kind of bracket has a meaning.
@@ -69,8 +71,7 @@ def simplify(text: str) -> str:
     >>> simplify("**18!**"), simplify(r"\(\boxed{1\frac{1}{2}\text{ cups}}\)."), simplify("+½")
     ('18', '1 1/2 cups', '+ 1/2')
     """
-    plain = normalise(_plain_typography(_plain_latex(text)))
-    plain = _without_stop(plain)
+    plain = _without_stop(normalise(_replace(_EMPHASIS, r"\2", _plain_typography(_plain_latex(text)))))
     while (inner := _unwrapped(plain)) != plain:
         plain = _without_stop(inner)
     return plain or text
@@ -80,10 +81,15 @@ def _plain_latex(text: str) -> str:
     if "\\" not in text and "{" not in text:
         return text
     for pattern, replacement in _LATEX.items():
-        text = pattern.sub(replacement, text)
+        text = _replace(pattern, replacement, text)
     for _ in range(_MAX_NESTED_COMMANDS):
-        text = _LATEX_COMMAND.sub(r"\1", text)
+        text = _replace(_LATEX_COMMAND, r"\1", text)
     return text
+
+
+def _replace(pattern: re.Pattern[str], template: str, text: str) -> str:
+    # `sub` would parse the template on each call, which takes longer than the search.
+    return pattern.sub(lambda match: match.expand(template), text)
 
 
 def _plain_typography(text: str) -> str:

@@ -1,9 +1,9 @@
 """Numbers as models and data sets write them: exact values with units."""
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from typing import NamedTuple
 
 from coconut.evaluation.units import Unit, parse_unit, units_agree
 
@@ -26,8 +26,7 @@ _QUANTITY = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """An exact value; `label` is the x of `x = 5`, and empty where there is none."""
 
     value: Decimal | Fraction
