@@ -1,12 +1,12 @@
-"""Training shown in a tracker: `runtime.tracker`, through accelerate's tracker classes.
+"""Logs a training to the tracker that `runtime.tracker` names, through accelerate's tracker classes.
 
-Everything a tracker is told is also in `history.csv`; it cannot change a result, and a tracker that fails
+Everything that is logged is also in `history.csv`. A tracker cannot change a result, and a tracker that fails
 never stops a run. Everything stays on this machine unless the environment says otherwise:
 
-* wandb writes below `outputs/logs/wandb/`; `wandb sync` sends it later. With `WANDB_API_KEY` or `WANDB_MODE` set,
-  wandb goes by them.
+* wandb writes below `outputs/logs/wandb/`; `wandb sync` uploads it later. `WANDB_API_KEY` or `WANDB_MODE`, where set,
+  decide instead.
 * tensorboard writes below `outputs/logs/tensorboard/`.
-* trackio keeps its data where `TRACKIO_DIR` says; `trackio show` serves it.
+* trackio keeps its data in the folder `TRACKIO_DIR`; `trackio show` serves it.
 """
 
 import os
@@ -40,7 +40,7 @@ def tracking(tracker: str, *, run: str, config: Mapping[str, Any], folder: Path)
     session = _Session(tracker)
     session.attempt(lambda: session.open(run, config, folder))
     try:
-        yield lambda values, update: session.attempt(lambda: session.tell(values, update))
+        yield lambda values, update: session.attempt(lambda: session.log(values, update))
     finally:
         session.attempt(session.close)
 
@@ -84,7 +84,7 @@ class _Session:
             {key: value if isinstance(value, _PLAIN) else str(value) for key, value in flat.items()}
         )
 
-    def tell(self, values: Mapping[str, Any], update: int) -> None:
+    def log(self, values: Mapping[str, Any], update: int) -> None:
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         self.tracker.log(numbers, step=update)
 
