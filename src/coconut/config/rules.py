@@ -149,7 +149,7 @@ def _check_file(file: str, path: str, raw_dir: str) -> None:
 
 
 def _check_hub(hub: str, path: str) -> None:
-    if hub and find_here(hub):
+    if find_here(hub):
         raise ValueError(
             f"{path}: found {shown(hub)}, which is a file or folder here, wanted the id of a data set on the hub:"
             " DVC watches only data.raw_dir for changes; put the data there and name the file with file:"
@@ -165,6 +165,6 @@ def find_here(name: str) -> Path | None:
     """Return the file or folder of this machine that a name leads to, if there is one."""
     try:
         path = Path(name).expanduser()
-        return path if path.exists() else None
+        return path if name and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # Too long, or of no user's home, or not a path at all.
         return None

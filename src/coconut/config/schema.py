@@ -16,7 +16,7 @@ BASE = "base"
 
 Method = Literal["cot", "no_cot", "coconut", "no_thoughts", "pause", "pause_as_thought", "icot"]
 LATENT_METHODS: tuple[str, ...] = ("coconut", "no_thoughts", "pause_as_thought")
-"""Methods for which `latent_stage` says how many steps are gone."""
+"""Methods for which `latent_stage` says how many reasoning steps are left out."""
 
 
 Count = Annotated[int, Range(1, MAX_COUNT)]
@@ -38,18 +38,18 @@ class ChainedArithmetic:
 
     task: Literal["chained_arithmetic"]
     num_operations: Annotated[int, Range(1, 10_000)]
-    """Each is a step of some tokens: far fewer fill any model's positions."""
+    """Each operation is one step of a few tokens; far fewer than the bound fill any model's positions."""
     modulus: Annotated[int, Range(3, 10**12)]
-    """A prime, so that every operation is a bijection and the answer is uniform."""
+    """A prime, so that every operation is a bijection and the answers are uniform."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """ProsQA-like reachability, in the paper's sentences or in symbols."""
+    """Reachability in a graph, like ProsQA: in the paper's sentences or in symbols."""
 
     task: Literal["graph_sentences", "graph_symbols"]
-    num_nodes: Annotated[int, Range(4)]
-    num_edges: Annotated[int, Range(3)]
+    num_nodes: Annotated[int, Range(4, 10_000)]
+    num_edges: Annotated[int, Range(3, 1_000_000)]
     min_hops: Count
     max_hops: Count
 
@@ -60,7 +60,7 @@ class Multiplication:
 
     task: Literal["multiplication"]
     num_digits: Annotated[int, Range(1, 1_000)]
-    """The text grows with its square: far fewer fill any model's positions."""
+    """The text grows with the square of it; far fewer than the bound fill any model's positions."""
 
 
 Generator = ChainedArithmetic | Graph | Multiplication
@@ -81,9 +81,9 @@ class Source:
     hub_split: str | None = None
     hub_revision: str | None = None
     start: Natural = 0
-    """First row taken, counted from 0 over the rows read."""
+    """The first row that is taken, counted from 0 over the rows that are read."""
     rows: CountOrAll = None
-    """How many rows are taken (generated); `all` for a file or a hub set."""
+    """How many rows are taken or generated; `all` is for a file or a hub set."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DataConfig:
     """What the examples are."""
 
     seed: Seed
-    """Of the generator. Apart from the top-level `seed`, so that a seed sweep shares its test set."""
+    """Seeds the generator. It is not the top-level `seed`, so that a sweep over that one shares its test set."""
     raw_dir: str
     train: Source
     valid: Source
@@ -99,7 +99,7 @@ class DataConfig:
     generator: Annotated[Generator | None, Word("none")]
     skip_bad_rows: bool
     max_train: CountOrAll
-    """Training examples kept, the first ones after duplicates are dropped."""
+    """Training examples that are kept: the first ones, after duplicates are dropped."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """The paper's switches. Names as in the reference."""
+    """The paper's switches, named as in its code."""
 
     c_thought: Natural
     """Thoughts that replace one step."""
     max_latent_stage: Natural
     pad_latent_to_max: bool
-    """False: a training view never holds more thoughts than its example has steps."""
+    """If false, a training view never holds more thoughts than its example has steps."""
     markers: bool
     """Whether thoughts stand between `<|start-latent|>` and `<|end-latent|>`."""
     uniform_prob: Share
@@ -129,12 +129,12 @@ class LatentConfig:
     thought: str
     """What is fed back: `hidden[-1]` is the paper's. See `coconut.config.thought`, `coconut.model.feedback`."""
     parallel_iterations: Natural
-    """0: thoughts one after another. T: all together, T times (Jacobi)."""
+    """0 computes the thoughts one after another; T computes all of them together, T times (Jacobi)."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Values of the optimisation; any of them may stand in a curriculum entry instead."""
+    """The optimisation. A curriculum entry may hold any of these values in place of the section's."""
 
     batch_size: Count
     """Examples per update, over all devices and micro-batches."""
@@ -145,15 +145,15 @@ class TrainConfig:
     weight_decay: NonNegative
     max_grad_norm: Annotated[Positive | None, Word("none")]
     warmup_updates: Natural
-    """Updates of a fresh optimiser over which the learning rate rises linearly."""
+    """Updates of a fresh optimiser over which the learning rate rises linearly to `lr`."""
     schedule: Literal["constant", "cosine", "linear"]
-    """Constant, or falling from the entry's first update on and 0 after its last; the warm-up multiplies it."""
+    """Constant, or falling from `lr` at the entry's first update to 0 after its last; the warm-up multiplies it."""
     reset_optimizer: bool
-    """True: fresh moments in each entry. False: the parent's, if it has left any."""
+    """If true, the entry begins with fresh moments; if false, with its parent's, where the parent has any."""
     select: Literal["last", "best"]
     """Which epoch's weights are kept; `best` by validation accuracy."""
     validate_examples: CountOrAll
-    """Validation examples scored after each epoch, the first ones."""
+    """Validation examples that are scored after each epoch: the first ones."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class EvaluateConfig:
     max_new_tokens: Count
     precision: Literal["fp32", "bf16"]
     max_examples: CountOrAll
-    """Examples of each split that are scored, the first ones."""
+    """Examples of each split that are scored: the first ones."""
 
 
 @dataclass(frozen=True)
@@ -179,20 +179,20 @@ class Entry:
     min_accuracy: Share | None
     """Validation accuracy below which the stage fails, so that its children do not train."""
     max_updates: Count | None
-    """Ends the entry early, for arms that must have equal numbers of updates."""
+    """The entry ends after so many updates, for arms that must have equal numbers of them."""
     icot_tokens_per_epoch: Positive | None
-    """Reasoning tokens removed per epoch (`icot` only)."""
+    """Reasoning tokens that each epoch removes (`icot` only)."""
     icot_smoothing: Positive | None
     """Rate of the exponential that removes some extra tokens (`icot` only); 4 in the original."""
     icot_remove_all_at: Count | None
-    """Removed tokens from which on all reasoning is gone (`icot` only); 39 in the original on GSM8K."""
+    """Number of removed tokens at which all reasoning is removed (`icot` only); 39 in the original on GSM8K."""
     latent: LatentConfig
     train: TrainConfig
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Knobs that cannot change a result. No pipeline stage lists them as a dependency."""
+    """Settings that cannot change a result. No pipeline stage lists them as a dependency."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[Annotated[int, Range(1, 4_096)] | None, Word("auto")]
@@ -200,9 +200,9 @@ class RuntimeConfig:
     num_workers: Annotated[Annotated[int, Range(1, 1_024)] | None, Word("auto")]
     """Processes that tokenise; `auto` is one per core."""
     micro_batch: Literal["auto"] | Count
-    """Examples per forward pass; `auto` starts from the whole update and halves on out-of-memory."""
+    """Examples per forward pass; `auto` begins with those of a whole update and halves them on out-of-memory."""
     eval_batch: Count
-    """Largest generation batch; halved on out-of-memory."""
+    """Examples per batch of generation; halved on out-of-memory."""
     save_every_s: NonNegative
     log_every_s: NonNegative
     fast: bool
@@ -216,7 +216,7 @@ class Params:
     """The whole file."""
 
     model: str
-    """Hub id, local Hugging Face folder, or a folder with only a `config.json` (random weights)."""
+    """A hub id, a local Hugging Face folder, or a folder with only a `config.json` (random weights)."""
     revision: Annotated[str | None, Word("main")]
     """Branch, tag or commit of a hub model."""
     seed: Seed
