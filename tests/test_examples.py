@@ -32,7 +32,10 @@ def test_steps_given_as_a_list_or_a_tuple_make_equal_hashable_examples():
     assert len({Example("q", ["a"], "b"), Example("q", ("a",), "b")}) == 1
 
 
-@pytest.mark.parametrize("line", ['{"question": "a", "st', '{"quest": "a"}', '["a"]', ""])
+@pytest.mark.parametrize(
+    "line",
+    ['{"question": "\\ud800", "steps": [], "answer": "b"}', '{"question": "a", "st', '{"quest": "a"}', '["a"]', ""],
+)
 def test_reading_a_changed_file_names_file_and_line(tmp_path, line):
     path = tmp_path / "train.jsonl"
     path.write_text('{"question": "a", "steps": [], "answer": "b"}\n' + line + "\n")

@@ -106,4 +106,5 @@ def _parse_line(line: str) -> Example:
     texts = (example.question, *example.steps, example.answer)
     if not isinstance(fields.get("steps"), list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("a value is not text, or steps is not a list")
+    "".join(texts).encode("utf-8")  # JSON may spell out half a character, which no tokenizer takes.
     return example

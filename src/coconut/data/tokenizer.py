@@ -189,5 +189,19 @@ def _naming_damage(folder: Path) -> Iterator[None]:
         yield
     # tokenizers raises `Exception` itself for a damaged file, and transformers any kind.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        damage = _damage_of_file(folder / "tokenizer.json")
+        reason = damage or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder}: its tokenizer cannot be read: {reason}; restore its files") from error
+
+
+def _damage_of_file(path: Path) -> str | None:
+    """Say what is wrong with a `tokenizer.json`, or return None if it is whole or absent."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        return None
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001
+        return f"{path.name}: {error}"
+    return None
