@@ -30,8 +30,9 @@ from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import MarkerIds, build_prompt
 from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
-from coconut.training.loop import Score, Stopped, Trainer
+from coconut.training.loop import Stopped, Trainer
 from test_config import SHIPPED
+from test_loop import FakeValidation, Keeper
 
 EXAMPLES = [Example(f"{a} + {b} + 1 ?", [f"{a + b}", f"{a + b + 1}"], f"{a + b + 1}") for a in (1, 2) for b in (3, 5)]
 WORDS = [" ".join(f"{number}" for number in range(12)), "+ ? ### <<"]
@@ -140,16 +141,16 @@ def entry_of(params: Params, **latent: Any) -> Entry:
 def build_trainer(params: Params, entry: Entry, base: Path) -> tuple[Trainer, Any]:
     model, tokenizer, _ = load_checkpoint(base)
     trainer = Trainer(
-        entry,
-        model,
-        load_feedback(base, entry.latent.thought, model, seed=0),
-        Encoded(tokenizer),
-        MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS))),
-        0,
-        0,
-        params.runtime,
-        Accelerator(cpu=True),
-        validate=lambda: Score(1.0, 0.0),
+        entry=entry,
+        model=model,
+        feedback=load_feedback(base, entry.latent.thought, model, seed=0),
+        dataset=Encoded(tokenizer),
+        markers=MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS))),
+        pad_id=0,
+        seed=0,
+        runtime=params.runtime,
+        accelerator=Accelerator(cpu=True),
+        validation=FakeValidation([0.0] * 9),
     )
     return trainer, tokenizer
 
@@ -216,20 +217,18 @@ def test_a_stopped_run_goes_on_with_the_projections_weights_and_moments(params: 
     prepare_base(dataclasses.replace(params, model=str(folder)), EXAMPLES, tmp_path / "base")
     entry = dataclasses.replace(entry_of(params, thought="projection"), epochs=2)
     straight, _ = train(params, entry, tmp_path / "base")
-    saved: list[Any] = []
     first = build_trainer(params, entry, tmp_path / "base")[0]
-    first.save = lambda tensors, record: saved.append(({n: t.clone() for n, t in tensors.items()}, record))
-    first.should_stop = lambda: first.position.update == 1
+    first.outside = outside = Keeper(stop_after=1)
     with pytest.raises(Stopped):
         first.fit()
     second = build_trainer(params, entry, tmp_path / "base")[0]
-    second.restore_state(*saved[-1])
+    second.restore_state(*outside.states[-1])
     second.fit()
-    assert sum(name.startswith("feedback.") for name in straight.parameters) == 6
-    for name, parameter in straight.parameters.items():
-        assert torch.equal(parameter, second.parameters[name]), name
-    for name, moment in straight.optimizer_state().items():
-        assert torch.equal(moment, second.optimizer_state()[name]), name
+    assert sum(name.startswith("feedback.") for name in straight.learner.parameters) == 6
+    for name, parameter in straight.learner.parameters.items():
+        assert torch.equal(parameter, second.learner.parameters[name]), name
+    for name, moment in straight.learner.moments().items():
+        assert torch.equal(moment, second.learner.moments()[name]), name
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.params import load_params, parse_params
@@ -20,7 +19,7 @@ from coconut.data.views import MarkerIds
 from coconut.training.loop import Stopped, Trainer
 from coconut.training.rows import longest_reasoning, training_views
 from test_config import SHIPPED
-from test_loop import FakeSet, make_entry, make_trainer, untimed, weights
+from test_loop import FakeSet, Keeper, make_entry, make_trainer, untimed, weights
 
 MARKERS = MarkerIds(60, 61, 62)
 
@@ -233,18 +232,13 @@ def icot_run(params: Params, **changes: Any) -> Trainer:
 @pytest.mark.parametrize("reset", [False, True], ids=["one-optimiser", "reset"])
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
     straight = icot_run(params, reset_optimizer=reset)
-    saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
-
-    def keep(tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, record))
-
     entry = icot_entry(params, epochs=3, reset_optimizer=reset)
-    first = make_trainer(params, entry, save=keep)
-    first.should_stop = lambda: first.position.update == stop_at
+    outside = Keeper(stop_after=stop_at)
+    first = make_trainer(params, entry, outside=outside)
     with pytest.raises(Stopped):
         first.fit()
     second = make_trainer(params, entry)
-    second.restore_state(*saved[-1])
+    second.restore_state(*outside.states[-1])
     second.fit()
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name
@@ -254,15 +248,15 @@ def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Param
 def test_the_optimiser_is_reset_when_a_token_goes_and_only_while_reasoning_is_left(params: Params) -> None:
     resets = []
     trainer = make_trainer(params, icot_entry(params, epochs=8, icot_tokens_per_epoch=2.5, reset_optimizer=True))
-    step = trainer.optimizer.step
+    step = trainer.learner.optimizer.step
 
     def count_steps() -> None:
         step()
-        steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+        steps = {int(state["step"]) for state in trainer.learner.optimizer.state.values()}
         if steps == {1} and trainer.position.update > 0:
             resets.append(trainer.position.update)
 
-    trainer.optimizer.step = count_steps  # type: ignore[method-assign, assignment]
+    trainer.learner.optimizer.step = count_steps  # type: ignore[method-assign, assignment]
     trainer.fit()
     # 5 updates an epoch, 2.5 tokens: one token every second update. No chain has more than 9 tokens.
     longest = longest_reasoning(FakeSet(), range(40))
@@ -273,7 +267,7 @@ def test_the_optimiser_is_reset_when_a_token_goes_and_only_while_reasoning_is_le
 
 def test_without_reset_optimizer_the_moments_go_on(params: Params) -> None:
     trainer = icot_run(params, reset_optimizer=False)
-    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {15}
+    assert {int(state["step"]) for state in trainer.learner.optimizer.state.values()} == {15}
 
 
 def test_training_rows_lose_their_tokens_as_the_schedule_says(params: Params) -> None:
@@ -289,10 +283,9 @@ def test_training_rows_lose_their_tokens_as_the_schedule_says(params: Params) ->
 
 def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> None:
     trainer = icot_run(params)
-    assert trainer.num_removed_tokens == 7
-    meta = CheckpointMeta.of(
-        "icot", 0, trainer.entry.latent, prompt="plain", num_removed_tokens=trainer.num_removed_tokens
-    )
+    num_removed = trainer.schedule.num_removed(trainer.position.update)
+    assert num_removed == 7
+    meta = CheckpointMeta.of("icot", 0, trainer.entry.latent, prompt="plain", num_removed_tokens=num_removed)
     assert meta.plan() == ViewPlan(0, 0, num_dropped_tokens=7)
 
 

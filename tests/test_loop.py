@@ -1,9 +1,11 @@
 """The training loop: what an update is, and that a stopped run goes on as if nothing had happened."""
 
 import copy
+import csv
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -14,11 +16,13 @@ from torch import Tensor
 from coconut.config.params import load_params
 from coconut.config.schema import Entry, Params
 from coconut.data.views import MarkerIds
-from coconut.model.feedback import Feedback
+from coconut.model.feedback import build_feedback
 from coconut.pipeline.signals import stop_on_signals
-from coconut.training.loop import Score, Stopped, Trainer
+from coconut.training.loop import Stopped, Trainer
 from coconut.training.objective import Cost, check_finite
 from coconut.training.optimizer import fits_optimizer, learning_rate
+from coconut.training.outside import Outside
+from coconut.training.position import Score, history_csv
 from coconut.training.rows import epoch_order, split_updates, training_views
 from test_config import SHIPPED
 from tiny_models import build_tiny_model
@@ -46,6 +50,40 @@ class FakeSet:
         return dict(zip(("question_ids", "steps_ids", "answer_ids"), columns, strict=True))
 
 
+class FakeValidation:
+    """Gives these accuracies one after another."""
+
+    num_oom_retries = 0
+
+    def __init__(self, accuracies: Sequence[float]) -> None:
+        self.accuracies = iter(accuracies)
+        self.removed: list[int] = []
+
+    def score(self, num_removed_tokens: int) -> Score:
+        self.removed.append(num_removed_tokens)
+        return Score(1.0, next(self.accuracies))
+
+
+class Keeper(Outside):
+    """Keeps copies of the states, and asks the run to stop after an update of this session."""
+
+    def __init__(self, *, stop_after: int | None = None, is_save_due: bool = True) -> None:
+        self.states: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+        self.num_updates = 0
+        self._stop_after, self._is_save_due = stop_after, is_save_due
+
+    def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        assert update == record["update"]
+        self.states.append(copy.deepcopy((tensors, record)))
+
+    def is_save_due(self) -> bool:
+        return self._is_save_due
+
+    def should_stop(self) -> bool:
+        self.num_updates += 1
+        return self.num_updates == self._stop_after
+
+
 @pytest.fixture(scope="module")
 def params() -> Params:
     return load_params(SHIPPED)
@@ -59,34 +97,34 @@ def make_entry(params: Params, **changes: Any) -> Entry:
 
 
 def make_trainer(params: Params, entry: Entry, *, seed: int = 0, **changes: Any) -> Trainer:
-    runtime = dataclasses.replace(params.runtime, micro_batch=changes.pop("micro_batch", "auto"), save_every_s=0.0)
+    runtime = dataclasses.replace(params.runtime, micro_batch=changes.pop("micro_batch", "auto"))
     model = build_tiny_model(changes.pop("family", "gpt2"))
     if changes.pop("dropout", False):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.2
-    accuracies = iter(changes.pop("accuracies", [0.5] * 99))
+    thought = changes.pop("thought", "hidden[-1]")
     return Trainer(
-        entry,
-        model,
-        Feedback(),
-        FakeSet(),
-        MARKERS,
-        0,
-        seed,
-        runtime,
-        Accelerator(cpu=True),
-        validate=lambda: Score(1.0, next(accuracies)),
+        entry=entry,
+        model=model,
+        feedback=build_feedback(thought, model),
+        dataset=FakeSet(),
+        markers=MARKERS,
+        pad_id=0,
+        seed=seed,
+        runtime=runtime,
+        accelerator=Accelerator(cpu=True),
+        validation=FakeValidation(changes.pop("accuracies", [0.5] * 99)),
         **changes,
     )
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
+    return {name: parameter.detach().clone() for name, parameter in trainer.learner.parameters.items()}
 
 
 def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    timings = {"tokens_per_s", "ms_per_update", "seconds"}
+    timings = {"tokens_per_s", "ms_per_update", "seconds", "cpu_seconds", "load"}
     return [{key: value for key, value in row.items() if key not in timings} for row in history]
 
 
@@ -97,21 +135,26 @@ def test_a_request_to_stop_during_validation_saves_the_state_before_it(params: P
     straight = make_trainer(params, entry, accuracies=accuracies)
     straight.fit()
 
-    saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
-    first = make_trainer(params, entry, save=lambda *state: saved.append(copy.deepcopy(state)))
     with stop_on_signals() as stop:
 
-        def validate() -> Score:
-            if len(first.position.history) + (first.position.first is not None) == num_validated:
-                signal.raise_signal(signal.SIGTERM)
-                pytest.fail("validation went on")
-            return Score(1.0, accuracies[len(first.position.history) + (first.position.first is not None)])
+        class Interrupting(Keeper):
+            def interrupting(self) -> AbstractContextManager[None]:
+                return stop.interrupting()
 
-        first.validate, first.interrupting = validate, stop.interrupting
+        class Interrupted(FakeValidation):
+            def score(self, num_removed_tokens: int) -> Score:
+                if len(self.removed) == num_validated:
+                    signal.raise_signal(signal.SIGTERM)
+                    pytest.fail("validation went on")
+                return super().score(num_removed_tokens)
+
+        outside = Interrupting()
+        first = make_trainer(params, entry, outside=outside)
+        first.validation = Interrupted(accuracies)
         with pytest.raises(Stopped, match=f"stopped at update {[0, 5, 10][num_validated]} of 10"):
             first.fit()
     second = make_trainer(params, entry, accuracies=accuracies[num_validated:])
-    second.restore_state(*saved[-1])
+    second.restore_state(*outside.states[-1])
     second.fit()
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name
@@ -126,24 +169,19 @@ def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Param
     straight = make_trainer(params, entry, dropout=True, accuracies=accuracies)
     straight.fit()
 
-    saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
-
-    def keep(tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, record))
-
-    first = make_trainer(params, entry, dropout=True, accuracies=accuracies, save=keep)
-    first.should_stop = lambda: first.position.update == stop_at
+    outside = Keeper(stop_after=stop_at)
+    first = make_trainer(params, entry, dropout=True, accuracies=accuracies, outside=outside)
     with pytest.raises(Stopped, match=f"stopped at update {stop_at} of 10"):
         first.fit()
     num_validated = 1 + len(first.position.history)
     second = make_trainer(params, entry, dropout=True, accuracies=accuracies[num_validated:])
-    second.restore_state(*saved[-1])
+    second.restore_state(*outside.states[-1])
     second.fit()
 
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name
-    for name, moment in straight.optimizer_state().items():
-        assert torch.equal(moment, second.optimizer_state()[name]), name
+    for name, moment in straight.learner.moments().items():
+        assert torch.equal(moment, second.learner.moments()[name]), name
     assert untimed(second.position.history) == untimed(straight.position.history)
 
 
@@ -168,12 +206,12 @@ def test_accumulating_small_micro_batches_is_the_same_update(params: Params, mic
         make_trainer(params, entry, family=family, micro_batch=micro_batch),
     )
     views = training_views(whole.dataset, range(8), entry=entry, seed=0, epoch=0, markers=MARKERS)
-    costs = [trainer.objective.accumulate(views, trainer.parameters) for trainer in (whole, parts)]
+    costs = [trainer.objective.accumulate(views, trainer.learner.parameters) for trainer in (whole, parts)]
     assert abs(costs[0].loss - costs[1].loss) < 1e-6
     assert costs[0].num_tokens == costs[1].num_tokens == sum(view.num_supervised for view in views)
-    for name, parameter in whole.parameters.items():
+    for name, parameter in whole.learner.parameters.items():
         assert parameter.grad is not None
-        assert (parameter.grad - parts.parameters[name].grad).abs().max() < 1e-6, name  # type: ignore[operator]
+        assert (parameter.grad - parts.learner.parameters[name].grad).abs().max() < 1e-6, name  # type: ignore[operator]
 
 
 def out_of_memory_above(num_rows: int) -> Callable[..., None]:
@@ -191,66 +229,146 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_update(params:
     plenty.fit()
     little.fit()
     assert (little.objective.micro_batch, little.objective.num_oom_retries) == (2, 2)
-    assert little.summary()["train_oom_retries"] == 2
+    assert little.num_oom_retries == 2
     for name, weight in weights(plenty).items():
         assert (weight - weights(little)[name]).abs().max() < 5e-4, name  # Adam amplifies noise
 
 
-def test_out_of_memory_with_one_row_is_an_error(params: Params) -> None:
-    trainer = make_trainer(params, make_entry(params))
-    trainer.model.base_model.register_forward_pre_hook(out_of_memory_above(0), with_kwargs=True)
-    with pytest.raises(torch.OutOfMemoryError):
-        trainer.fit()
-
-
-def test_other_runtime_errors_are_not_taken_for_out_of_memory(params: Params) -> None:
-    trainer = make_trainer(params, make_entry(params))
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            "out of memory with one row .* take a smaller",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "out of memory with one row"),
+        (
+            RuntimeError("a size mismatch\nat line 3"),
+            "RuntimeError: a size mismatch; the traceback stands in outputs/logs",
+        ),
+        (IndexError("index out of range in self"), "IndexError: index out of range in self; "),
+    ],
+)
+def test_a_model_that_fails_in_an_update_is_named_with_its_rows_and_the_state_before_is_saved(
+    params: Params, error: Exception, message: str
+) -> None:
+    outside = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), outside=outside)
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("a size mismatch")
+        if trainer.position.update == 2:
+            raise error
 
     trainer.model.base_model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="a size mismatch"):
+    with pytest.raises(
+        ValueError, match=rf"curriculum\.latent_2, epoch 1, update 3, rows \d+, .*: the model failed: {message}"
+    ):
         trainer.fit()
+    ((tensors, record),) = outside.states
+    assert record["update"] == 2
+    for name, weight in weights(trainer).items():
+        assert torch.equal(weight, tensors[f"weight:{name}"]), name
+
+
+class Spoiling(Keeper):
+    """Makes the weights infinite after the third update."""
+
+    trainer: Trainer
+
+    def should_stop(self) -> bool:
+        stops = super().should_stop()
+        if self.num_updates == 3:
+            with torch.no_grad():
+                self.trainer.model.get_input_embeddings().weight.fill_(float("nan"))
+            self.moments = copy.deepcopy(self.trainer.learner.moments())
+        return stops
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(params: Params) -> None:
-    trainer = make_trainer(params, make_entry(params))
-    trainer.should_stop = lambda: spoil_at(3)
-
-    def spoil_at(update: int) -> bool:
-        if trainer.position.update == update:
-            with torch.no_grad():
-                trainer.model.get_input_embeddings().weight.fill_(float("nan"))
-            trainer.before = {n: t.clone() for n, t in trainer.optimizer_state().items()}  # type: ignore[attr-defined]
-        return False
-
+    outside = Spoiling(is_save_due=False)
+    outside.trainer = trainer = make_trainer(params, make_entry(params), outside=outside)
     with pytest.raises(
-        ValueError, match=r"latent_2: loss nan, gradient norm nan in epoch 1, update 4, rows \d+, .*lower lr"
+        ValueError, match=r"latent_2, epoch 1, update 4, rows \d+, .*: loss nan, gradient norm nan, .*lower lr"
     ):
         trainer.fit()
     assert trainer.position.update == 3
-    for name, moment in trainer.optimizer_state().items():
-        assert torch.equal(moment, trainer.before[name])  # type: ignore[attr-defined]
+    assert outside.states == [], "spoiled weights are no state to go on from"
+    for name, moment in trainer.learner.moments().items():
+        assert torch.equal(moment, outside.moments[name])
 
 
-def test_the_state_before_a_loss_that_is_not_finite_is_saved(params: Params) -> None:
-    trainer = make_trainer(params, make_entry(params))
-    trainer.runtime = dataclasses.replace(trainer.runtime, save_every_s=1e9)
-    saved: list[int] = []
-    trainer.save = lambda _tensors, record: saved.append(record["update"])
-    trainer.should_stop = lambda: setattr(trainer.objective, "accumulate", not_finite) or False  # type: ignore[func-returns-value]
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_the_state_before_it_is_saved(
+    params: Params,
+) -> None:
+    """The loss is finite: only the gradient's norm tells."""
+    outside = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), outside=outside)
 
-    def not_finite(*_: Any) -> Cost:
-        return Cost(float("nan"), 1, 1, 0, 0)
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient * float("inf") if trainer.position.update == 1 else gradient
 
-    with pytest.raises(ValueError, match="loss nan"):
+    trainer.model.get_input_embeddings().weight.register_hook(spoil)
+    with pytest.raises(ValueError, match=r"update 2, rows .*: loss \d.*, gradient norm (nan|inf), wanted finite"):
         trainer.fit()
-    assert saved == [1]
+    ((_, record),) = outside.states
+    assert record["update"] == 1
+
+
+def test_the_end_of_training_is_saved_even_where_no_save_is_due(params: Params) -> None:
+    outside = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), outside=outside)
+    trainer.fit()
+    ((_, record),) = outside.states
+    assert (record["update"], record["epoch"]) == (10, 2)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.5])
+def test_clipping_counts_and_scales_the_projections_gradients_too(params: Params, limit: float) -> None:
+    trainer = make_trainer(params, make_entry(params, max_grad_norm=limit), thought="projection")
+    step, norms = trainer.learner.optimizer.step, []
+
+    def measure() -> None:
+        gradients = [parameter.grad for parameter in trainer.learner.parameters.values() if parameter.grad is not None]
+        own = [parameter.grad for parameter in trainer.feedback.parameters()]
+        assert any(gradient is not None and gradient.any() for gradient in own)
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        step()
+
+    trainer.learner.optimizer.step = measure  # type: ignore[method-assign, assignment]
+    trainer.fit()
+    assert norms == pytest.approx([limit] * 10, rel=1e-3)
+
+
+class TwoProcesses:
+    """An accelerator whose other process holds the same gradients and sums."""
+
+    num_processes, process_index, is_main_process = 2, 0, True
+    device = torch.device("cpu")
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def reduce(self, tensor: Tensor, *, reduction: str) -> Tensor:
+        assert reduction == "sum"
+        return 2 * tensor
+
+
+def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_would_decay(params: Params) -> None:
+    """A view without thoughts never reads the projection; in one process its weights stay as they are."""
+    entry = make_entry(params, method="cot", latent_stage=0, weight_decay=0.5)
+    trainer = make_trainer(params, entry, thought="projection")
+    trainer.objective.accelerator = TwoProcesses()  # type: ignore[assignment]
+    before = weights(trainer)
+    trainer.update([0, 1, 2, 3])
+    for name, weight in weights(trainer).items():
+        assert torch.equal(weight, before[name]) == name.startswith("feedback."), name
 
 
 def test_finite_numbers_pass() -> None:
-    check_finite(Cost(1.0, 1, 1, 0, 0), 2.0, entry_name="cot", epoch=0, update=0, rows=[1])
+    check_finite(Cost(1.0, 1, 1, 0, 0), 2.0, place="curriculum.cot")
 
 
 def test_an_epoch_shows_every_row_once_in_an_order_of_its_own() -> None:
@@ -311,11 +429,10 @@ def test_moments_taken_over_from_the_parent_go_on(params: Params) -> None:
     entry = make_entry(params, epochs=1)
     parent = make_trainer(params, entry)
     parent.fit()
-    child = make_trainer(params, entry)
-    child._load_weights(weights(parent))
-    child.take_over_optimizer(parent.optimizer_state())
+    parent_tensors = parent.learner.tensors()
+    child = make_trainer(params, dataclasses.replace(entry, epochs=2))
+    child.learner.restore(parent_tensors)
     child.position.epoch, child.position.update = 1, 5
-    child.entry = dataclasses.replace(entry, epochs=2)
     child.fit()
     both = make_trainer(params, dataclasses.replace(entry, epochs=2))
     both.fit()
@@ -332,17 +449,17 @@ def test_moments_of_a_parent_of_another_precision_take_this_ones(
     parent.model.to(before)
     parent.fit()
     child.model.to(after)
-    child.take_over_optimizer(parent.optimizer_state())
+    child.learner.take_over(parent.learner.moments())
     child.fit()
-    kinds = {tensor.dtype for name, tensor in child.optimizer_state().items() if "exp_avg" in name}
+    kinds = {tensor.dtype for name, tensor in child.learner.moments().items() if "exp_avg" in name}
     assert kinds == {after}
 
 
 def test_moments_of_eight_bit_adam_do_not_fit_adamw_and_the_reverse(params: Params) -> None:
     trainer = make_trainer(params, make_entry(params))
     eight_bit = {"num_updates": torch.tensor(3), "w/state1": torch.zeros(2), "w/step": torch.tensor(3)}
-    assert not fits_optimizer(trainer.optimizer, eight_bit)
-    assert fits_optimizer(trainer.optimizer, trainer.optimizer_state())
+    assert not fits_optimizer(trainer.learner.optimizer, eight_bit)
+    assert fits_optimizer(trainer.learner.optimizer, trainer.learner.moments())
     stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])  # Of no class of AdamW, as bitsandbytes' is.
     assert not fits_optimizer(stranger, {"num_updates": torch.tensor(3), "w/exp_avg": torch.zeros(2)})
 
@@ -351,16 +468,10 @@ def test_icot_is_validated_with_what_was_removed_in_the_last_update(params: Para
     trainer = make_trainer(
         params, make_entry(params, method="icot", latent_stage=0, epochs=2, icot_tokens_per_epoch=1.0)
     )
-    seen: list[tuple[int, int]] = []
-    score = trainer.validate
-
-    def validate() -> Score:
-        seen.append((trainer.num_removed_tokens_so_far, trainer.num_removed_tokens))
-        return score()
-
-    trainer.validate = validate
     trainer.fit()
-    assert seen == [(0, 0), (0, 1), (1, 2)], "before the first update, and after each epoch"
+    assert isinstance(trainer.validation, FakeValidation)
+    assert trainer.validation.removed == [0, 0, 1], "before the first update, and after each epoch"
+    assert trainer.schedule.num_removed(trainer.position.update) == 2
 
 
 def test_max_updates_ends_an_entry_early(params: Params) -> None:
@@ -377,3 +488,37 @@ def test_best_keeps_the_weights_of_the_best_epoch(params: Params) -> None:
     best.fit()
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(best)[name]), name
+
+
+@pytest.mark.parametrize("stop_after", [None, 12])
+def test_best_hands_down_the_moments_of_the_best_epoch(params: Params, stop_after: int | None) -> None:
+    """The next entry goes on from the best epoch's weights: the last epoch's moments belong to others."""
+    one = make_trainer(params, make_entry(params, epochs=1))
+    one.fit()
+    accuracies = [0.0, 0.9, 0.5, 0.4]
+    entry = make_entry(params, epochs=3, select="best", reset_optimizer=False)
+    outside = Keeper(stop_after=stop_after)
+    best = make_trainer(params, entry, accuracies=accuracies, outside=outside)
+    if stop_after is not None:
+        with pytest.raises(Stopped):
+            best.fit()
+        best = make_trainer(params, entry, accuracies=accuracies[3:])
+        best.restore_state(*outside.states[-1])
+    best.fit()
+    assert best.learner.num_updates == one.learner.num_updates == 5
+    found = best.learner.moments()
+    for name, moment in one.learner.moments().items():
+        assert torch.equal(moment, found[name]), name
+
+
+def test_cpu_seconds_and_load_stand_in_the_last_columns_and_go_on_over_sessions(params: Params) -> None:
+    outside = Keeper()
+    first = make_trainer(params, make_entry(params), outside=outside)
+    first.fit()
+    rows = list(csv.DictReader(history_csv(first.position.history).splitlines()))
+    assert list(rows[0])[-3:] == ["seconds", "cpu_seconds", "load"]
+    assert 0 < float(rows[0]["cpu_seconds"]) < float(rows[1]["cpu_seconds"])
+    assert float(rows[0]["load"]) >= 0
+    second = make_trainer(params, make_entry(params))
+    second.restore_state(*outside.states[-1])
+    assert second.watch.cpu_seconds >= float(rows[1]["cpu_seconds"])

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -20,6 +21,55 @@ def peak_memory_mb() -> float:
         return float(torch.cuda.max_memory_allocated()) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class Stopwatch:
+    """Wall and CPU seconds since it was made, on top of those of earlier sessions.
+
+    CPU time far below what the threads could have used in the wall time means that the process waited: the
+    machine was busy with something else, or the disk was.
+    """
+
+    def __init__(self, *, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self._start = time.monotonic() - seconds
+        self._cpu_start = time.process_time() - cpu_seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of this process, all its threads together."""
+        return time.process_time() - self._cpu_start
+
+
+def machine_load() -> float:
+    """The load average of the last minute per core; above 1, processes wait for a core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether smaller batches may help: torch's own error for it, or one that the driver or a library gave a text."""
+    import torch
+
+    texts = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "Cannot allocate memory")
+    is_ours = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return is_ours or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def explain_failure(error: BaseException) -> str:
+    """Say in one line what an error within the model means, with a cure."""
+    reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
+    if is_out_of_memory(error):
+        return (
+            f"out of memory with one row at a time ({reason}); take a smaller model, shorter examples,"
+            " runtime.checkpoint_activations: true or precision bf16, or free memory, and run `dvc repro` again"
+        )
+    return (
+        f"{type(error).__name__}: {reason}; the traceback stands in outputs/logs. If the rows are as you mean them, the"
+        " model cannot be used this way: try runtime.device: cpu, or another model"
+    )
 
 
 def num_workers(asked: int | None) -> int:

@@ -1,25 +1,20 @@
-"""The weights of a trained thought, beside a checkpoint's."""
+"""The weights of a trained thought, next to a checkpoint's."""
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from coconut.checkpoints.tensors import RESTORE, read_tensors, save_tensors
 from coconut.model.feedback import Feedback, build_feedback
 
 WEIGHTS_FILE = "thought.safetensors"
 
 
-# --- files ----------------------------------------------------------------------------------
-
-
 def save_feedback(folder: Path, feedback: Feedback) -> None:
-    """Write the trained weights beside a checkpoint's; nothing for forms that have none."""
+    """Write the trained weights next to a checkpoint's; nothing for forms that have none."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in feedback.state_dict().items()}
     if tensors:
-        save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, which other users of a cache cannot read.
+        save_tensors(tensors, folder / WEIGHTS_FILE)
 
 
 def load_feedback(
@@ -37,14 +32,16 @@ def load_feedback(
     wanted, path = feedback.state_dict(), folder / WEIGHTS_FILE
     if not wanted or (seed is not None and not path.is_file()):
         return feedback
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: the weights of thought {thought!r} cannot be read ({error}); restore the checkpoint"
-        ) from error
+    found = read_tensors(path, f"the weights of thought {thought!r}")
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
-        raise ValueError(f"{path}: found {shapes}, not the weights of thought {thought!r} with this model; restore it")
+    wanted_shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    if shapes != wanted_shapes:
+        raise ValueError(
+            f"{path}: found {str(shapes)[:300]}, wanted {wanted_shapes}, the weights of thought {thought!r} with this"
+            f" model; {RESTORE}"
+        )
+    for name, tensor in found.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path}: {name}: found values that are not finite, wanted finite ones; {RESTORE}")
     feedback.load_state_dict(found)
     return feedback

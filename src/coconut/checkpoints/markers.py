@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.checkpoints.folder import quiet_transformers
+from coconut.checkpoints.weights import quiet_transformers
 from coconut.data.examples import MARKERS
 
 # --- markers --------------------------------------------------------------------------------

@@ -1,28 +1,32 @@
-"""How a checkpoint was trained: the `coconut.json` beside its weights."""
+"""How a checkpoint was trained: its `coconut.json`."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, Literal
 
 from coconut.config.schema import LatentConfig, Method
+from coconut.config.strict import Range
 from coconut.data.curriculum import ViewPlan, plan_view
+
+Prompt = Literal["plain", "chat"]
+_Number = Annotated[int, Range(0, 1_000_000)]
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
     """What it takes to use a checkpoint without `params.yaml`. Flat, because it is a file that people read."""
 
-    method: str
-    latent_stage: int
-    c_thought: int
-    max_latent_stage: int
+    method: Method
+    latent_stage: _Number
+    c_thought: _Number
+    max_latent_stage: _Number
     pad_latent_to_max: bool
     markers: bool
     thought: str
-    parallel_iterations: int
-    prompt: str
-    num_removed_tokens: int = 0
+    parallel_iterations: _Number
+    prompt: Prompt
+    num_removed_tokens: _Number
     """Reasoning tokens that `icot` had removed in its last update; 0 for other methods."""
-    num_removed_at_end: int = 0
+    num_removed_at_end: _Number
     """What its schedule had come to by then, from where a child goes on."""
 
     @classmethod
@@ -32,7 +36,7 @@ class CheckpointMeta:
         latent_stage: int,
         latent: LatentConfig,
         *,
-        prompt: str,
+        prompt: Prompt,
         num_removed_tokens: int = 0,
         num_removed_at_end: int = 0,
     ) -> "CheckpointMeta":
@@ -64,10 +68,9 @@ class CheckpointMeta:
         )
 
     def plan(self) -> ViewPlan:
-        """The view that the checkpoint was trained for last, without a look at any gold solution."""
+        """The view that the checkpoint was trained for last, which depends on no gold solution."""
         return self.plan_at(self.latent_stage)
 
     def plan_at(self, latent_stage: int) -> ViewPlan:
         """The checkpoint's view at another stage."""
-        method, latent = cast(Method, self.method), self.latent_config()
-        return plan_view(method, latent_stage, latent, num_removed_tokens=self.num_removed_tokens)
+        return plan_view(self.method, latent_stage, self.latent_config(), num_removed_tokens=self.num_removed_tokens)

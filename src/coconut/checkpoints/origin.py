@@ -5,20 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from loguru import logger
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.checkpoints.folder import load_model, quiet_transformers, save_checkpoint
+from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.support import check_supported
+from coconut.checkpoints.tensors import reason_of
+from coconut.checkpoints.weights import build_model, load_model, quiet_transformers, read_config
 from coconut.config.schema import Params
 from coconut.data.examples import Example
 from coconut.data.tokenizer import build_word_tokenizer, has_tokenizer, load_tokenizer
@@ -102,37 +96,16 @@ def _tokenizer_from_scratch(folder: Path, examples: Iterable[Example]) -> PreTra
 
 
 def _random_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    config = _read_config(folder)
+    config = read_config(folder)
     text_config = config.get_text_config()
     text_config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(text_config, name, getattr(tokenizer, name))
-    try:
-        with torch.random.fork_rng(devices=[]), quiet_transformers():
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'}: no decoder-only model can be built from it: {_first_line(error)};"
-            " wanted the config of a family that AutoModelForCausalLM knows, with sizes that fit together"
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, folder / "config.json")
     model.eval()
     return model
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'}: cannot be read: {' '.join(str(error).split())};"
-            " wanted valid JSON with a model_type that transformers knows, and its values"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- the hub --------------------------------------------------------------------------------
@@ -176,7 +149,7 @@ def _fetch(model: str, revision: str | None) -> Path:
     except (HTTPError, OSError) as error:
         raise ValueError(
             f"model: {model!r}, revision {revision or 'main'}, is neither a folder here nor in the local hub cache,"
-            f" and the hub did not give it: {reason or _first_line(error)};"
+            f" and the hub did not give it: {reason or reason_of(error)};"
             " go online, correct the id, or give the path of a Hugging Face folder"
         ) from error
     if commit is None:

@@ -1,0 +1,90 @@
+"""Files of named tensors: weights, a trained thought, an optimiser's moments, a resume state."""
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from coconut.data.documents import describe_foreign
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+RESTORE = "`dvc repro` restores the checkpoint"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+_MAX_HEADER_BYTES = 16 << 20
+"""A header of 100,000 tensors takes 10 MB; one far larger would take minutes to parse."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors, of which no two may share memory, so that every user of a shared cache can read them.
+
+    Raises:
+        OSError: naming the file.
+    """
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(0o644)  # safetensors writes 0600.
+    except SafetensorError as error:
+        match = _SYSTEM_ERROR.search(str(error))
+        number = int(match[1]) if match else errno.EIO
+        raise OSError(number, os.strerror(number) if match else str(error), str(path)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote, where a checksum has shown that the file is whole."""
+    return load_file(path)
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Read a file of tensors that may be damaged.
+
+    Args:
+        what: the file holds, for the message.
+
+    Raises:
+        ValueError: if the file is missing, damaged or of another kind.
+    """
+    check_header(path)
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: {what} cannot be read ({reason_of(error)}), wanted a whole safetensors file; {RESTORE}"
+        ) from error
+
+
+def check_header(path: Path) -> None:
+    """Look at a safetensors file's first bytes, before anything is parsed.
+
+    Raises:
+        ValueError: if the file is missing, of another kind, cut short, or its header is too long to be one.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise ValueError(f"{path}: found no file to read ({found}), wanted safetensors weights; {RESTORE}") from None
+    num_bytes = int.from_bytes(head[:8], "little")
+    if size < 8 or num_bytes > size - 8:
+        foreign = describe_foreign(head) or (
+            f"found {size} bytes, fewer than its header says, so the safetensors file is damaged or cut short,"
+            f" wanted a whole one; fetch it again, or {RESTORE}"
+        )
+        raise ValueError(f"{path}: {foreign}")
+    if num_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{path}: found a header of {num_bytes} bytes, wanted at most {_MAX_HEADER_BYTES}, which is room for"
+            " 100,000 tensors; split the weights into several files, or fetch them again"
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[0].split())[:300]

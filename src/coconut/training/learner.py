@@ -1,0 +1,95 @@
+"""The weights that an entry trains, their optimiser, and a copy of the best epoch's: the tensors of a resume state."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from coconut.config.schema import TrainConfig
+from coconut.model.feedback import Feedback
+from coconut.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+
+Tensors = Mapping[str, Tensor]
+
+
+class Learner:
+    """Every trained parameter by name, with its optimiser.
+
+    Args:
+        feedback: its parameters are trained with the model's, under the prefix `feedback.`.
+    """
+
+    def __init__(self, model: PreTrainedModel, feedback: Feedback, config: TrainConfig) -> None:
+        named = [*model.named_parameters(), *((f"feedback.{name}", p) for name, p in feedback.named_parameters())]
+        self.parameters: dict[str, nn.Parameter] = dict(named)
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.num_updates = 0
+        """Done by this optimiser, the parent's included where it was taken over."""
+        self._max_grad_norm = torch.inf if config.max_grad_norm is None else config.max_grad_norm
+        self._keeps_moments = not config.reset_optimizer
+        self._best: dict[str, Tensor] = {}
+
+    def clip_gradients(self) -> float:
+        """Scale all gradients together to `max_grad_norm` at most; their norm before that."""
+        return float(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
+
+    def step(self, lr: float) -> None:
+        """One optimiser update at this learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.num_updates += 1
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
+
+    # --- the best epoch ---
+
+    def keep_best(self) -> None:
+        """Remember the weights as the best so far, and the moments where the next entry takes them over."""
+        kept: dict[str, Tensor] = {f"weight:{name}": tensor for name, tensor in self.parameters.items()}
+        if self._keeps_moments:
+            kept |= {f"moment:{name}": tensor for name, tensor in self.moments().items()}
+        # On the CPU: the copy is read once, and an accelerator's memory is needed for the next updates.
+        self._best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+
+    def take_best(self) -> None:
+        """Put back what `keep_best` remembered."""
+        self._load_weights(_with_prefix(self._best, "weight:"))
+        if self._keeps_moments:
+            self.take_over(_with_prefix(self._best, "moment:"))
+
+    # --- tensors by name ---
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, moments and the best epoch's, by prefixed names."""
+        return {
+            **{f"weight:{name}": parameter.detach() for name, parameter in self.parameters.items()},
+            **{f"moment:{name}": tensor for name, tensor in self.moments().items()},
+            **{f"best:{name}": tensor for name, tensor in self._best.items()},
+        }
+
+    def restore(self, tensors: Tensors) -> None:
+        """Continue from what `tensors` once gave."""
+        self._load_weights(_with_prefix(tensors, "weight:"))
+        self.take_over(_with_prefix(tensors, "moment:"))
+        # A copy, because the tensors may be a memory-mapped file that is about to be replaced.
+        self._best = {name: tensor.clone() for name, tensor in _with_prefix(tensors, "best:").items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state, as it goes to the next entry or the resume state."""
+        return optimizer_tensors(self.optimizer, self.parameters, num_updates=self.num_updates)
+
+    def take_over(self, moments: Tensors) -> None:
+        """Continue with these moments, the parent's or a saved state's."""
+        self.num_updates = restore_optimizer(self.optimizer, self.parameters, moments)
+
+    def _load_weights(self, tensors: Tensors) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+
+def _with_prefix(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,36 @@
+"""What a trainer tells and asks the world around it."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
+
+
+class Outside:
+    """The trainer's only way to disk, signals and trackers. This one keeps nothing and never stops a run.
+
+    `coconut.training.entry` gives the trainer one that saves, listens and reports; tests and benchmarks
+    override what they need.
+    """
+
+    def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take the resume state after this many updates: its tensors by name, and what is JSON."""
+
+    def is_save_due(self) -> bool:
+        """Whether the last save is long enough ago; saving stays a small share of the time, however large the model."""
+        return False
+
+    def report(self, progress: Mapping[str, Any]) -> None:
+        """Take the progress of the run: `update`, `num_updates`, `loss`, `eta_s`."""
+
+    def track(self, values: Mapping[str, Any], update: int) -> None:
+        """Take figures and the update that they belong to."""
+
+    def should_stop(self) -> bool:
+        """Whether the run was asked to end; asked once after each update."""
+        return False
+
+    def interrupting(self) -> AbstractContextManager[None]:
+        """Within this context a request to stop raises `Interrupted` instead of waiting for `should_stop`."""
+        return nullcontext()

@@ -1,0 +1,178 @@
+"""A trainer put together: the parent's model, the encoded data, the validation, the parent's moments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from loguru import logger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut.checkpoints.feedback import load_feedback
+from coconut.checkpoints.folder import META_FILE, load_checkpoint
+from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.tensors import OPTIMIZER_FILE, RESTORE, read_tensors
+from coconut.config.schema import BASE, Entry, Params
+from coconut.config.thought import check_layers, parse_thought
+from coconut.data.curriculum import entry_plans, plan_view
+from coconut.data.examples import Example, read_examples
+from coconut.data.mapped import EncodedSet, load_encoded
+from coconut.data.views import MarkerIds, longest_prompt, longest_view
+from coconut.devices import build_accelerator
+from coconut.evaluation.evaluator import Evaluator
+from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir
+from coconut.model.feedback import Feedback
+from coconut.model.head import num_positions
+from coconut.training.learner import Learner
+from coconut.training.loop import Trainer
+from coconut.training.optimizer import fits_optimizer
+from coconut.training.position import Score
+
+_SHAPE = ("c_thought", "max_latent_stage", "markers")
+
+
+def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBase]:
+    """Everything that the training of an entry needs, from the files that other stages have left.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or the model cannot do what the curriculum asks for.
+    """
+    accelerator = build_accelerator(params.runtime, entry.train.precision)
+    folder = checkpoint_dir(entry.parent)
+    dtype = torch.bfloat16 if entry.train.precision == "bf16-weights" else torch.float32
+    model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device), dtype=dtype)
+    if meta is None and entry.parent != BASE:
+        raise ValueError(f"{folder / META_FILE}: no such file, but {entry.parent} was trained; {RESTORE}")
+    check_curriculum(params, entry, model)
+    trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta)
+    if not entry.train.reset_optimizer:
+        _take_over_moments(trainer.learner, entry, params)
+    return trainer, tokenizer
+
+
+def _build_trainer(
+    params: Params,
+    entry: Entry,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parent: CheckpointMeta | None,
+) -> Trainer:
+    feedback = _load_feedback(params, entry, model, parent)
+    markers = MarkerIds.of(tokenizer)
+    evaluator = Evaluator(
+        model,
+        feedback,
+        tokenizer,
+        plan_view(entry.method, entry.latent_stage, entry.latent),
+        markers,
+        max_new_tokens=params.evaluate.max_new_tokens,
+        batch_size=params.runtime.eval_batch,
+        autocast=accelerator.autocast,
+    )
+    return Trainer(
+        entry=entry,
+        model=model,
+        feedback=feedback,
+        dataset=load_encoded(ENCODED_DIR, "train"),
+        markers=markers,
+        pad_id=evaluator.pad_id,
+        seed=params.seed,
+        runtime=params.runtime,
+        accelerator=accelerator,
+        validation=EntryValidation(
+            entry,
+            evaluator,
+            load_encoded(ENCODED_DIR, "valid", entry.train.validate_examples),
+            read_examples(EXAMPLES_DIR / "valid.jsonl"),
+        ),
+        removed_before=0 if parent is None else parent.num_removed_at_end,
+    )
+
+
+def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:
+    # Where the parent trained a network of its own, fresh weights in its place would be a silent loss.
+    parent_has_weights = parent is not None and parse_thought(parent.thought).finish == "projection"
+    return load_feedback(
+        checkpoint_dir(entry.parent),
+        entry.latent.thought,
+        model,
+        parallel_iterations=entry.latent.parallel_iterations,
+        seed=None if parent_has_weights else params.seed,
+    )
+
+
+@dataclass
+class EntryValidation:
+    """Loss and accuracy of the entry's view on the validation split."""
+
+    entry: Entry
+    evaluator: Evaluator
+    dataset: EncodedSet
+    examples: Sequence[Example]
+
+    @property
+    def num_oom_retries(self) -> int:
+        return self.evaluator.num_oom_retries
+
+    def score(self, num_removed_tokens: int) -> Score:
+        model, entry = self.evaluator.model, self.entry
+        if entry.method == "icot":
+            self.evaluator.plan = plan_view(
+                entry.method, entry.latent_stage, entry.latent, num_removed_tokens=num_removed_tokens
+            )
+        was_training = model.training
+        model.eval()
+        outcomes = self.evaluator.outcomes(self.dataset, self.examples)
+        accuracy = sum(outcome.right for outcome in outcomes) / max(1, len(outcomes))
+        score = Score(self.evaluator.loss(self.dataset), accuracy)
+        model.train(was_training)
+        return score
+
+
+def _take_over_moments(learner: Learner, entry: Entry, params: Params) -> None:
+    parent = entry.parent
+    path: Path = checkpoint_dir(parent) / OPTIMIZER_FILE
+    if path.exists():
+        moments = read_tensors(path, "the parent's moments")
+        if not fits_optimizer(learner.optimizer, moments):
+            logger.warning("{}: of another optimiser than {}; the optimiser starts fresh", path, entry.train.optimizer)
+            return
+        try:
+            learner.take_over(moments)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path}: not whole, or of another model ({error}); {RESTORE}") from error
+    elif parent != BASE and not params.curriculum[parent].train.reset_optimizer:
+        raise ValueError(f"{path}: no such file, but {parent} keeps its moments (reset_optimizer: false); {RESTORE}")
+    elif parent != BASE:
+        logger.warning("{}: not there, the parent kept no moments; the optimiser starts fresh", path)
+
+
+def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel) -> None:
+    """Find out now, and not after hours of training, what this model cannot do for the curriculum.
+
+    Raises:
+        ValueError: if any entry's thought is of a layer that the model lacks, or this entry's views do not fit.
+    """
+    config = model.config.get_text_config()
+    for name, other in params.curriculum.items():
+        try:
+            check_layers(other.latent.thought, config.num_hidden_layers)
+        except ValueError as error:
+            raise ValueError(f"curriculum.{name}.{error}") from None
+    room = num_positions(model)
+    shared, own = params.latent, entry.latent
+    if all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
+        return  # The encode stage has left out what does not fit in the shape that all entries share.
+    plans = entry_plans(entry)
+    for split in ("train", "valid"):
+        examples = load_encoded(ENCODED_DIR, split).examples()
+        measure = longest_view if split == "train" else longest_prompt
+        length, place = max((measure(example, plans), place) for place, example in enumerate(examples))
+        if length > room:
+            raise ValueError(
+                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"
+                f" wanted at most the model's {room} positions;"
+                " take fewer thoughts, or set them in `latent`, so that longer examples are left out"
+            )
