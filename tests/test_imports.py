@@ -11,7 +11,8 @@ SOURCES = Path(__file__).parents[1] / "src/coconut"
 LAYERS = (
     ("layout",),
     ("config",),
-    ("files", "logs", "devices"),
+    ("files",),
+    ("logs", "devices"),
     ("pipeline", "tracking"),
     ("data",),
     ("model",),
