@@ -13,6 +13,7 @@ import yaml
 
 from coconut.cli import app
 from coconut.config import schema
+from test_imports import LAYERS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src/coconut"
@@ -144,6 +145,12 @@ def _place(path: Path) -> tuple[tuple[bool, str], ...]:
 
 def _shown_tree() -> list[str]:
     return read(ARCHITECTURE).partition("```\n")[2].partition("```")[0].splitlines()
+
+
+def test_the_layers_are_those_that_the_imports_are_tested_for():
+    shown = re.sub(r"\s+", " ", re.findall(r"^    (layout .*?)\n\n", read(ARCHITECTURE), re.M | re.S)[0])
+    layers = (", ".join(name for name in layer if name not in ("", "__main__")) for layer in LAYERS)
+    assert shown == " < ".join(filter(None, layers))
 
 
 def test_the_tree_names_every_module_and_no_other():

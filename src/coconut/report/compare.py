@@ -1,4 +1,4 @@
-"""`coconut compare [name ...]`: DVC experiments against each other.
+"""`coconut compare [name ...]`: compares DVC experiments with each other.
 
 Experiments whose params differ in nothing but the seed form a *group*: its accuracies get a mean and an
 interval over seeds. Groups are then compared with the first one, by the paired differences over common
@@ -34,7 +34,7 @@ class Experiment:
     name: str
     seed: int
     params: Mapping[str, Any]
-    """Flat; without the seed and without `runtime`, which changes no result."""
+    """Dotted keys and values, without the seed and without `runtime`, which changes no result."""
     results: Sequence[Result]
     left_out: Sequence[str] = ()
     """Entries whose numbers are not of these params, code and data."""
@@ -46,7 +46,7 @@ class Experiment:
 
 @dataclass
 class Group:
-    """Experiments with equal params, one a seed."""
+    """Experiments with equal params and different seeds."""
 
     letter: str
     experiments: list[Experiment] = field(default_factory=list)
@@ -108,7 +108,7 @@ def group_experiments(experiments: Sequence[Experiment]) -> list[Group]:
 
 
 def seeds_table(groups: Sequence[Group]) -> Table:
-    """One row an entry and group: mean accuracy over seeds with its interval, and each seed's."""
+    """Build a table with one row per entry and group: each seed's accuracy, their mean and its interval."""
     rows = []
     for entry in _entries(groups):
         for group in groups:
@@ -124,7 +124,7 @@ def seeds_table(groups: Sequence[Group]) -> Table:
 
 
 def pairs_table(first: Group, other: Group) -> Table:
-    """One row an entry: how much better `other` is than `first` on the same seeds and examples."""
+    """Build a table with one row per entry: how much better `other` is than `first` on the same seeds and examples."""
     rows = []
     for entry in _entries([first, other]):
         differences, by_seed = [], []
@@ -217,7 +217,7 @@ def run(names: Sequence[str]) -> int:
 
 
 def _same_run(one: Experiment, other: Experiment | None) -> bool:
-    """Whether two have the same results; times do not count."""
+    """Tell whether two experiments have the same results; times do not count."""
 
     def essence(experiment: Experiment) -> list[Any]:
         return [(result.name, result.metric("accuracy"), result.predictions) for result in experiment.results]

@@ -1,4 +1,4 @@
-"""The curves of all entries as one CSV, which `dvc plots show|diff` and editors draw (`plots:` in dvc.yaml)."""
+"""Writes the curves of all entries as one CSV, which `dvc plots show|diff` and editors draw (`plots:` in dvc.yaml)."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ _COLUMNS = ("train_loss", "valid_loss", "valid_accuracy")
 
 
 def write_curves(results: Sequence[Result]) -> str:
-    """One row an epoch and entry; `updates` counts from the untouched model on.
+    """Write one row per entry and epoch; `updates` counts from the untouched model on.
 
     A number that is missing or not finite leaves its cell empty.
     """

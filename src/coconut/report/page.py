@@ -36,7 +36,7 @@ img { max-width: 100%; height: auto }
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, independent of the format that it is written in."""
+    """A heading and its content, independent of the output format."""
 
     title: str
     text: str = ""

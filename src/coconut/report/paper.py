@@ -1,4 +1,4 @@
-"""Table 1 of the paper next to our results, where the curriculum holds the paper's arms.
+"""Shows Table 1 of the paper next to our results, where the curriculum holds the paper's arms.
 
 Source: Hao et al. 2024 (arXiv:2412.06769), table 1.
 """
@@ -60,7 +60,7 @@ def paper_table(results: Sequence[Result]) -> Table | None:
 
 
 def find_arms(results: Sequence[Result]) -> dict[str, Result]:
-    """Which of the entries stands for which arm of the paper: the end of that method's curriculum."""
+    """Map the paper's arms to the entries that stand for them: each the end of its method's curriculum."""
     arms = {}
     for arm, method in _METHODS.items():
         # Evaluated or not: an earlier stage in its place would pass for the whole arm.

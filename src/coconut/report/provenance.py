@@ -1,4 +1,4 @@
-"""Which results are of this run: of the present params, code and data, as `dvc.lock` records them."""
+"""Decides which results are of this run: of the present params, code and data, as `dvc.lock` records them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of the run that the outputs are of."""
+    """The state of every stage, seen from the results: which of them belong to this run."""
 
     marks: Mapping[str, str] = field(default_factory=dict)
-    """By pipeline stage that is not up to date: why its outputs are not of this run."""
+    """For each pipeline stage that is not up to date: why its outputs are not of this run."""
     unfinished: Sequence[Row] = ()
     """The stages that are not up to date."""
     problem: str | None = None
-    """Why nothing is known."""
+    """The reason why nothing is known; None otherwise."""
 
     def explain(self, labels: Sequence[str]) -> str:
         """Say what the marks in `labels` mean; nothing where there are none."""
@@ -40,7 +40,7 @@ class Provenance:
         return " ".join(sentences)
 
     def table(self) -> Table:
-        """One row for each stage that is not up to date."""
+        """Build a table with one row for each stage that is not up to date."""
         rows = [[row.stage, row.state, row.detail] for row in self.unfinished]
         return Table(["stage", "state", "why"], rows, num_text_columns=3)
 
@@ -61,7 +61,7 @@ def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
 
 
 def _mark(stage: str, root: Path) -> str:
-    """Tell numbers that only git holds from those that a run left here, predictions and all."""
+    """Choose the mark: numbers without their predictions came from git, others from a run in this work tree."""
     entry = "base" if stage == "evaluate_base" else stage.partition("@")[2]
     folder = root / OUTPUTS_DIR / entry
     is_shipped = stage.startswith("evaluate") and not (folder / "predictions.jsonl").exists()

@@ -1,4 +1,4 @@
-"""What the pipeline left behind, one `Result` for each entry of the curriculum."""
+"""Reads the outputs of the pipeline: one `Result` for each entry of the curriculum."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ _LARGEST = 1e100
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one test example got."""
+    """The model's answer to one test example."""
 
     index: int
     num_steps: int
@@ -52,22 +52,22 @@ class Result:
     """One mapping an epoch."""
     predictions: Sequence[Prediction]
     mark: str | None = None
-    """Why its metrics and predictions are not of this run; None when they are. See `provenance`."""
+    """The reason why its metrics and predictions are not of this run (see `provenance`); None when they are."""
     training_mark: str | None = None
-    """The same of its history."""
+    """The same for its history."""
 
     @property
     def label(self) -> str:
-        """Its name in tables and figures, with its mark."""
+        """Return its name in tables and figures, with its mark."""
         return _label(self.name, self.mark if self.metrics is not None else None)
 
     @property
     def training_label(self) -> str:
-        """Its name where its history is shown."""
+        """Return its name where its history is shown."""
         return _label(self.name, self.training_mark)
 
     def metric(self, name: str) -> float | None:
-        """One number of `metrics.json`, None where it is missing or null."""
+        """Return one number of `metrics.json`, None where it is missing or null."""
         return None if self.metrics is None else self.metrics.get(name)
 
 
@@ -76,7 +76,7 @@ def _label(name: str, mark: str | None) -> str:
 
 
 def read_folder(folder: Path) -> ReadText:
-    """Read from a folder on disk."""
+    """Return a function that reads files of a folder on disk."""
 
     def read_text(name: str) -> str | None:
         try:
@@ -130,7 +130,7 @@ def read_facts(read_text: ReadText) -> dict[str, Any] | None:
 
 
 def find_lineage(results: Sequence[Result], name: str) -> list[Result]:
-    """The entry and its ancestors, the oldest first."""
+    """List the entry and its ancestors, the oldest first."""
     by_name = {result.name: result for result in results}
     lineage: list[Result] = []
     ancestor: str | None = name
@@ -150,9 +150,9 @@ def _num_updates(result: Result) -> float:
 
 
 def find_last(results: Sequence[Result], method: str) -> Result | None:
-    """The entry that trained `method` through most entries, so the end of its curriculum.
+    """Find the entry that trained `method` through most entries: the end of its curriculum.
 
-    Of several the first, so that a variant listed later does not replace it. Entries without
+    Of several such entries the first is taken, so that a variant listed later does not replace it. Entries without
     predictions count only where no other is left.
     """
     evaluated = [result for result in results if result.predictions]
@@ -160,7 +160,7 @@ def find_last(results: Sequence[Result], method: str) -> Result | None:
 
 
 def find_end(results: Sequence[Result], method: str, *, among: Sequence[Result]) -> Result | None:
-    """Of these entries the one that trained `method` through most entries of its lineage in `results`."""
+    """Find the entry among these that trained `method` through most entries of its lineage in `results`."""
 
     def depth(result: Result) -> int:
         return sum(ancestor.method == method for ancestor in find_lineage(results, result.name))
@@ -184,7 +184,7 @@ def _read_result(entry: Entry, read_text: ReadText, marks: Mapping[str, str]) ->
 
 
 def evaluate_stage(entry: str) -> str:
-    """The pipeline stage that scores an entry."""
+    """Name the pipeline stage that scores an entry."""
     return EVALUATE_BASE if entry == BASE else f"evaluate@{entry}"
 
 
@@ -250,7 +250,7 @@ def _parse_json(text: str, place: str) -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether values nest more deeply than any of ours, so that a recursion over them might not end well."""
+    """Tell whether values nest more deeply than any that a stage writes, too deeply for a recursion over them."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         level = [inner for outer in level for inner in _children(outer)]

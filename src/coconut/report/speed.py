@@ -8,14 +8,14 @@ from coconut.report.tables import Table
 from coconut.report.text import format_number, format_significant
 
 Means = Mapping[str, float | None]
-"""Of one entry, over its epochs."""
+"""Averages over the epochs of one entry, by column."""
 
 _CLEAR_RATIO = 1.25
-"""From here on the clock and the CPU seconds disagree by more than they do on an idle machine."""
+"""From this ratio on, the clock and the CPU seconds disagree by more than they do on an idle machine."""
 
 
 def speed_table(results: Sequence[Result]) -> Table:
-    """One row an entry with a history: what an update costs, and what it holds."""
+    """Build a table with one row per trained entry: what an update costs, and what it holds."""
     header = ["entry", "latents", "tokens/update", "padding share", "tokens/s", "ms/update", "in first epoch"]
     header += ["in last epoch", "CPU ms/update", "load"]
     rows = []
@@ -34,7 +34,7 @@ def speed_table(results: Sequence[Result]) -> Table:
 
 
 def epoch_means(result: Result) -> Means:
-    """Means over an entry's epochs of what decides the speed."""
+    """Average over an entry's epochs what decides the speed."""
     columns = ("num_latents", "padding_share", "tokens_per_s", "ms_per_update", "load")
     means = {column: _mean([row.get(column) for row in result.history]) for column in columns}
     rate, ms = means["tokens_per_s"], means["ms_per_update"]
@@ -46,7 +46,7 @@ def epoch_means(result: Result) -> Means:
 
 
 def _cpu_share(result: Result) -> float | None:
-    """CPU seconds per second of the clock, over the whole training; both columns count from its beginning."""
+    """Return CPU seconds per second of the clock over the whole training; both columns count from its beginning."""
     cpu_s, clock_s = (result.history[-1].get(column) for column in ("cpu_seconds", "seconds"))
     return cpu_s / clock_s if cpu_s and clock_s else None
 

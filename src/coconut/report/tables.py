@@ -83,7 +83,7 @@ class Table:
 
 
 def accuracy_table(results: Sequence[Result]) -> Table:
-    """One row an entry: what it scores, what that costs, and the paired test against `coconut`."""
+    """Build a table with one row per entry: its accuracy, its cost, and the paired test against `coconut`."""
     reference = find_last(results, "coconut")
     header = ["entry", "method", "latent stage", "accuracy [95 %]", "no answer", "generated tokens", "thoughts"]
     header += ["s/example", "train s", "updates"]
@@ -115,7 +115,7 @@ def paired_p(result: Result, other: Result) -> float | None:
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
-    """One row a fact, as `read_facts` gives them."""
+    """Build a table with one row per fact, as `read_facts` gives them."""
     return Table(["fact", "value"], [[key, _format_fact(value)] for key, value in facts.items()])
 
 

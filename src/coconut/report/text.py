@@ -1,11 +1,11 @@
-"""How values become text in tables, on pages and in a terminal."""
+"""Turns values into text for tables, pages and a terminal."""
 
 import math
 import re
 import unicodedata
 
 NOT_THERE = "not there"
-"""Stands where a file is missing, as after a failed pipeline stage."""
+"""Shown where a file is missing, as after a failed pipeline stage."""
 NOTHING = "-"
 
 _JOINERS = "\u200c\u200d"
