@@ -26,18 +26,30 @@ def import_closure(script: str, root: Path) -> dict[str, bytes]:
     Imports inside of functions count; those for annotations only (`if TYPE_CHECKING:`) do not. Ours is what lies in
     `src/` or next to the script.
     """
-    sources: dict[str, bytes] = {}
-    to_read = [root / script]
-    homes = (root / "src", (root / script).parent)
+    modules = _modules_in((root / script).parent) | _modules_in(root / "src")
+    to_read, sources = {Path(script).stem: root / script}, {}
     while to_read:
-        path = to_read.pop()
-        name = path.relative_to(root).as_posix()
-        if name not in sources and path.is_file():
-            sources[name] = path.read_bytes()
-            package = next((path.parent.relative_to(home) for home in homes if path.is_relative_to(home)), Path())
-            names = {_absolute(level, module, package.parts) for level, module in _imports(sources[name])}
-            to_read += [module for one in names for home in homes for module in _files_of(one, home)]
+        name, path = to_read.popitem()
+        if path.is_file():
+            relative = path.relative_to(root).as_posix()
+            sources[relative] = path.read_bytes()
+            modules.pop(name, None)  # It is read once.
+            package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+            for level, module in _imports(sources[relative]):
+                to_read |= {one: modules[one] for one in _packages_of(level, module, package) if one in modules}
     return sources
+
+
+def _modules_in(home: Path) -> dict[str, Path]:
+    """The file of each module below a folder that Python searches; a package's file is its `__init__.py`."""
+    names = {path: path.relative_to(home).with_suffix("").parts for path in home.rglob("*.py")}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in names.items()}
+
+
+def _packages_of(level: int, module: str, package: list[str]) -> Iterator[str]:
+    """The modules that importing `a.b.c` runs: `a`, `a.b` and `a.b.c`."""
+    parts = [*(package[: len(package) - level + 1] if level else []), *filter(None, module.split("."))]
+    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
 def _parse(source: bytes) -> ast.Module | None:
@@ -67,36 +79,25 @@ def _imports(source: bytes) -> frozenset[tuple[int, str]]:
     """The modules, or names in modules, that import statements name, with the number of dots before them."""
     tree = _parse(source)
     found: set[tuple[int, str]] = set()
-    for node in [] if tree is None else _walk(tree):
+    for node in [] if tree is None else _statements(tree.body):
         if isinstance(node, ast.Import):
             found |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found |= {
-                (node.level, module),
-                *((node.level, f"{module}.{alias.name}".strip(".")) for alias in node.names),
-            }
+            found |= {(node.level, module), *((node.level, f"{module}.{alias.name}") for alias in node.names)}
     return frozenset(found)
 
 
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node, without the body of `if TYPE_CHECKING:`. Expressions hold no import and are left out."""
-    yield node
-    children: list[ast.AST] = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", "")):
-        children = list(node.orelse)
-    for child in children:
-        if not isinstance(child, ast.expr):
-            yield from _walk(child)
-
-
-def _absolute(level: int, module: str, package: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(module.split(".")) if module else ()
-    return (*package[: len(package) - level + 1], *names) if level else names
-
-
-def _files_of(names: tuple[str, ...], home: Path) -> Iterator[Path]:
-    """The files that importing `a.b.c` may run: those of `a`, `a.b` and `a.b.c`."""
-    for length in range(1, len(names) + 1):
-        path = home.joinpath(*names[:length])
-        yield from (path.with_suffix(".py"), path / "__init__.py")
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Every statement, however deep, without those below `if TYPE_CHECKING:`."""
+    for node in body:
+        yield node
+        inner = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in (
+            getattr(node.test, "id", ""),
+            getattr(node.test, "attr", ""),
+        ):
+            inner = [node.orelse]
+        inner += [part.body for name in ("handlers", "cases") for part in getattr(node, name, [])]
+        for statements in inner:
+            yield from _statements(statements)
