@@ -57,6 +57,14 @@ def test_outside_of_the_repository_it_is_one_message_and_exit_code_1(tmp_path, a
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_message_quotes_cannot_steer_the_terminal(tmp_path):
+    (tmp_path / "params.yaml").write_text('{"model": "\\e[2J\\u202e", "curriculum": {"a\\e[2Jb\\u202e": {}}}')
+    for command in ("table", "report", "status"):
+        done = coconut(tmp_path, command)
+        assert done.returncode == 1
+        assert not {"\x1b", "\u202e"} & set(done.stderr + done.stdout)
+
+
 def test_a_wrong_argument_is_exit_code_2_and_no_traceback(tmp_path):
     for arguments in (["statu"], ["overnight", "--tries", "0"], ["table", "x"], ["status", "--nope"]):
         done = coconut(tmp_path, *arguments)

@@ -151,6 +151,19 @@ def test_an_experiment_whose_stages_failed_is_left_out_of_the_tables(tmp_path):
     assert compare([failed]).endswith("\n\n-\n")
 
 
+def test_entries_of_the_workspace_that_are_not_up_to_date_are_left_out_and_named(tmp_path):
+    experiment(tmp_path, "a", cot="+")
+    marked = read_experiment(
+        "workspace", lambda path: text_or_none(tmp_path / "a" / path), marks={"evaluate@cot": "of another run"}
+    )
+    text = compare([marked])
+    assert text.splitlines()[:2] == [
+        "A  the first: workspace (seed 0)",
+        "workspace: left out, because their stages are not up to date: cot",
+    ]
+    assert [row[0] for row in seeds_table(group_experiments([marked])).rows] == ["latent_1"]
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from coconut.files import explain
+from coconut.report.text import visible
 
 _ROOT = Path()
 """Every subcommand works in the repository's top folder, as `dvc` and `make` do."""
@@ -140,7 +141,9 @@ def _end_with(run: Callable[[], int]) -> None:
     except BrokenPipeError:
         raise  # The reader of our output has gone, as in `coconut table | head`; typer ends silently.
     except (ValueError, OSError) as error:
-        typer.echo(f"coconut: {explain(error)}", err=True)
+        # Line by line: a message may quote a name or a value that holds what a terminal obeys.
+        lines = map(visible, explain(error).split("\n"))
+        typer.echo("coconut: " + "\n".join(lines), err=True)
         exit_code = 1
     raise typer.Exit(exit_code)
 

@@ -8,6 +8,7 @@ from coconut.files import explain
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.status import Row, stage_rows
 from coconut.report.tables import Table
+from coconut.report.text import visible
 
 ANOTHER_RUN = "of another run"
 SHIPPED = "shipped"
@@ -55,7 +56,7 @@ def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
         # The first row of a stage is that of this work tree; experiments in others come after.
         first = {row.stage: row for row in reversed(stage_rows(root))}
     except (ValueError, OSError) as error:
-        return Provenance(problem=explain(error))
+        return Provenance(problem=visible(explain(error)))
     rows = [row for row in reversed(first.values()) if row.state != "done" and row.stage not in ignore]
     return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows)
 
