@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coconut.evaluation.statistics import mcnemar, mean_interval, wilson_interval
+from coconut.evaluation.statistics import (
+    mcnemar,
+    mean_interval,
+    paired_seeds_interval,
+    seeds_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,43 @@ def test_the_interval_over_seeds_holds_the_mean_and_moves_with_the_values(values
 def test_more_seeds_give_a_narrower_interval_across_the_end_of_the_table():
     widths = [high - low for _, low, high in (mean_interval([0.0, 1.0] * half) for half in range(1, 40))]
     assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("num_seeds", [2, 5])
+def test_seeds_that_agree_are_still_as_uncertain_as_their_test_examples(accuracy: float, num_seeds: int) -> None:
+    found = seeds_interval([accuracy] * num_seeds, 200)
+    assert found == pytest.approx((accuracy, *wilson_interval(round(200 * accuracy), 200)))
+    assert found[2] - found[1] > 0.01
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=8), st.integers(50, 5000))
+def test_the_interval_over_seeds_and_examples_holds_that_of_either_alone(counts: list[int], num_examples: int) -> None:
+    accuracies = [count / 50 for count in counts]
+    mean, low, high = seeds_interval(accuracies, num_examples)
+    _, seeds_low, seeds_high = mean_interval(accuracies)
+    assert 0 <= low <= mean <= high <= 1
+    assert low <= max(0.0, seeds_low) + 1e-12
+    assert high >= min(1.0, seeds_high) - 1e-12
+
+
+def test_one_seed_leaves_everything_open() -> None:
+    assert seeds_interval([0.98], 1000) == (0.98, 0.0, 1.0)
+    assert paired_seeds_interval([0.1], [0.2], 1000) == (pytest.approx(0.1), -1.0, 1.0)
+
+
+def test_with_many_seeds_the_examples_chance_remains_and_with_many_examples_the_seeds() -> None:
+    seeds = [0.5, 0.6] * 500
+    few_examples, many_examples = (seeds_interval(seeds, num_examples) for num_examples in (100, 10**9))
+    assert few_examples[2] - few_examples[1] == pytest.approx(0.192, abs=0.003)
+    assert many_examples[1:] == pytest.approx(mean_interval(seeds)[1:], abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=2, max_size=6), st.integers(100, 2000))
+def test_the_paired_interval_mirrors_and_never_degenerates(counts: list[tuple[int, int]], num_examples: int) -> None:
+    first, second = [a / 100 for a, _ in counts], [b / 100 for _, b in counts]
+    mean, low, high = paired_seeds_interval(first, second, num_examples)
+    assert -1 <= low < high <= 1
+    assert low <= mean + 1e-12
+    assert mean - 1e-12 <= high
+    assert paired_seeds_interval(second, first, num_examples) == pytest.approx((-mean, -high, -low), abs=1e-12)

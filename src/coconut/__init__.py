@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from coconut.data.examples import Example
     from coconut.reasoner import Reasoner, Solution
 
-__all__ = ["Example", "Reasoner", "Solution"]
+__version__ = "0.2.0"
+__all__ = ["Example", "Reasoner", "Solution", "__version__"]
 
 _HOMES = {"Example": "coconut.data.examples", "Reasoner": "coconut.reasoner", "Solution": "coconut.reasoner"}
 
@@ -21,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'coconut' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

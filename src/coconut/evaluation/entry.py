@@ -1,11 +1,8 @@
 """One entry's checkpoint to its metrics and predictions."""
 
 import dataclasses
-import hashlib
 import json
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loguru import logger
@@ -14,72 +11,114 @@ from tqdm import tqdm
 from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import META_FILE, load_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.tensors import RESTORE
+from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, Params
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
-from coconut.devices import build_accelerator, peak_memory_mb
+from coconut.devices import Stopwatch, build_accelerator, machine_load, peak_memory_mb
 from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches
 from coconut.evaluation.statistics import wilson_interval
-from coconut.files import check_free_space, writing
+from coconut.files import check_free_space, digest_file, replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, RECEIPTS_DIR, checkpoint_dir
 from coconut.logs import shows_progress
+from coconut.model.head import num_positions
 
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""
-_TRAIN_KEYS = ("train_seconds", "train_updates", "peak_memory_mb", "train_oom_retries")
+_TRAIN_KEYS = (
+    *("train_seconds", "train_cpu_seconds", "train_load", "train_updates", "peak_memory_mb", "train_oom_retries"),
+)
 
 
 def evaluate_entry(params: Params, name: str) -> None:
     """Score `outputs/<name>/checkpoint` on test and valid; write `metrics.json` and `predictions.jsonl`.
 
     Raises:
-        ValueError: if there is no such entry, or what its training left is missing or damaged.
+        ValueError: if there is no such entry, what its training left is missing or damaged, or the model fails.
         OSError: if the outputs cannot be written.
     """
     if name not in (BASE, *params.curriculum):
         raise ValueError(
             f"curriculum.{name}: no such entry, wanted {BASE} or one of the curriculum: {', '.join(params.curriculum)}"
         )
-    accelerator = build_accelerator(params.runtime, params.evaluate.precision)
-    folder = checkpoint_dir(name)
-    model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device))
-    if meta is None and name != BASE:
-        raise ValueError(f"{folder / META_FILE}: no such file, but {name} was trained; `dvc repro` restores it")
-    seed = 0 if meta is None else None
-    if meta is None:
-        # The base model, which nobody has trained: it is asked to answer with a chain of thought.
-        meta = CheckpointMeta.of("cot", 0, params.latent, prompt=params.encode.prompt)
-    evaluator = Evaluator(
-        model.eval(),
-        load_feedback(folder, meta.thought, model, parallel_iterations=meta.parallel_iterations, seed=seed),
-        tokenizer,
-        meta.plan(),
-        MarkerIds.of(tokenizer),
-        max_new_tokens=params.evaluate.max_new_tokens,
-        batch_size=params.runtime.eval_batch,
-        autocast=accelerator.autocast,
-    )
+    training = _training_metrics(name)
+    evaluator = _open_evaluator(params, name)
     examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
     datasets = {split: load_encoded(ENCODED_DIR, split, params.evaluate.max_examples) for split in examples}
     # A prediction holds what was generated, often a byte or more a token.
     num_bytes = len(examples["test"]) * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
     check_free_space({OUTPUTS_DIR / name: num_bytes})
-    start = time.monotonic()
+    watch = Stopwatch()
     test = _outcomes(evaluator, datasets["test"], examples["test"], f"{name} test")
-    seconds_per_example = (time.monotonic() - start) / max(1, len(test))
+    num_scored = max(1, len(test))
+    speed = {
+        "seconds_per_example": round(watch.seconds / num_scored, 6),
+        "cpu_seconds_per_example": round(watch.cpu_seconds / num_scored, 6),
+    }
     valid = _outcomes(evaluator, datasets["valid"], examples["valid"], f"{name} valid")
     metrics = summarise(test, examples["test"], evaluator) | {
         "loss": evaluator.loss(datasets["test"]),
         "valid_accuracy": _share(outcome.right for outcome in valid),
         "valid_loss": evaluator.loss(datasets["valid"]),
-        "seconds_per_example": round(seconds_per_example, 6),
+        **speed,
+        "eval_load": round(machine_load(), 3),
         "eval_oom_retries": evaluator.num_oom_retries,
-        **_training_metrics(name),
+        **training,
     }
     logger.info("{}: accuracy {accuracy:.4f} of {num_examples} test examples", name, **metrics)
+    if name == BASE:
+        metrics["peak_memory_mb"] = round(peak_memory_mb(), 1)
+    for doubt in find_doubtful(metrics):
+        logger.warning("{}: {}", name, doubt)
     with writing(OUTPUTS_DIR / name):
         _write(name, {key: metrics[key] for key in METRICS}, test)
+
+
+def _open_evaluator(params: Params, name: str) -> Evaluator:
+    """The entry's model, ready to be scored on the view that it was trained for."""
+    accelerator = build_accelerator(params.runtime, params.evaluate.precision)
+    folder = checkpoint_dir(name)
+    model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device))
+    if meta is None and name != BASE:
+        raise ValueError(f"{folder / META_FILE}: no such file, but {name} was trained; {RESTORE}")
+    seed = 0 if meta is None else None
+    if meta is None:
+        # The base model, which nobody has trained: it is asked to answer with a chain of thought.
+        meta = CheckpointMeta.of("cot", 0, params.latent, prompt=params.encode.prompt)
+    plan, room = meta.plan(), num_positions(model)
+    if plan.num_latents >= room:
+        raise ValueError(
+            f"{folder / META_FILE}: found {plan.num_latents} thoughts, wanted fewer than the model's {room} positions;"
+            f" {RESTORE}"
+        )
+    return Evaluator(
+        model.eval(),
+        load_feedback(folder, meta.thought, model, parallel_iterations=meta.parallel_iterations, seed=seed),
+        tokenizer,
+        plan,
+        MarkerIds.of(tokenizer),
+        max_new_tokens=params.evaluate.max_new_tokens,
+        batch_size=params.runtime.eval_batch,
+        autocast=accelerator.autocast,
+    )
+
+
+def find_doubtful(metrics: Mapping[str, Any]) -> list[str]:
+    """Sentences about results that say more about the set-up than about the model."""
+    doubts = []
+    if metrics["no_answer_share"] == 1:
+        doubts.append(
+            "no generated text holds an answer; the model was trained too little, or evaluate.max_new_tokens cuts the"
+            " text off before its answer (see predictions.jsonl)"
+        )
+    elif metrics["accuracy"] == 0 and metrics["valid_accuracy"] == 0:
+        doubts.append(
+            "no answer is right, neither in test nor in valid; train longer, on more rows, or with another lr, and"
+            " compare gold and answer in predictions.jsonl"
+        )
+    return doubts
 
 
 METRICS = (
@@ -101,6 +140,10 @@ METRICS = (
     "peak_memory_mb",
     "train_oom_retries",
     "eval_oom_retries",
+    "train_cpu_seconds",
+    "train_load",
+    "cpu_seconds_per_example",
+    "eval_load",
 )
 """Keys of `metrics.json`, the same for every entry, test split under plain names."""
 
@@ -141,39 +184,26 @@ def _outcomes(evaluator: Evaluator, dataset: EncodedSet, examples: Sequence[Exam
 def _training_metrics(name: str) -> dict[str, Any]:
     """What training cost; the untouched base model cost nothing."""
     if name == BASE:
-        cost = {"train_seconds": 0.0, "train_updates": 0, "train_oom_retries": 0}
-        return cost | {"peak_memory_mb": round(peak_memory_mb(), 1)}
+        return dict.fromkeys(_TRAIN_KEYS, 0.0) | {"train_updates": 0, "train_oom_retries": 0}
     path = OUTPUTS_DIR / name / "train.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return {key: summary[key] for key in _TRAIN_KEYS}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path}: {error!r}, wanted a JSON object with {', '.join(_TRAIN_KEYS)};"
-            f" `dvc repro train@{name}` restores it"
-        ) from None
+    summary = read_json(path)
+    numbers = {key: summary.get(key) for key in _TRAIN_KEYS}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(
+                f"{path}: {key}: found {value!r:.80}, wanted a number; `dvc repro train@{name}` restores it"
+            )
+    return numbers
 
 
 def _write(name: str, metrics: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     output_dir = OUTPUTS_DIR / name
     RECEIPTS_DIR.mkdir(parents=True, exist_ok=True)
-    predictions_path, metrics_path, receipt_path = (
-        output_dir / "predictions.jsonl",
-        output_dir / "metrics.json",
-        RECEIPTS_DIR / f"{name}.json",
-    )
-    for path in (predictions_path, metrics_path, receipt_path):
-        path.unlink(missing_ok=True)  # It may be linked into DVC's cache, which must not be written to.
-    with predictions_path.open("w", encoding="utf-8") as file:
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
-            file.write(json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n")
-    metrics_path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    in_order = sorted(outcomes, key=lambda outcome: outcome.index)
+    lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
+    replace_file(output_dir / "predictions.jsonl", "".join(lines))
+    replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     # What the report depends on: DVC cannot name the outputs of all entries, but it can watch a folder.
     files = ("metrics.json", "predictions.jsonl", "history.csv")
-    receipt = {file: _digest(output_dir / file) for file in files if (output_dir / file).exists()}
-    with writing(receipt_path):
-        receipt_path.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    receipt = {file: digest_file(output_dir / file) for file in files if (output_dir / file).exists()}
+    replace_file(RECEIPTS_DIR / f"{name}.json", json.dumps(receipt, indent=2) + "\n")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from loguru import logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
+from coconut.devices import explain_failure, is_out_of_memory
 from coconut.evaluation.answers import extract_answer, same_answer
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
@@ -131,15 +131,20 @@ class Evaluator:
         return [judge(index, examples[index], row, text) for index, row, text in rows]
 
     def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
-        """Do the work batch by batch; out of memory halves the batch, for all that follow too."""
+        """Do the work batch by batch; out of memory halves the batch, for all that follow too.
+
+        Raises:
+            ValueError: if the model fails on a batch, naming its rows.
+        """
         done = 0
         while done < len(order):
             places = order[done : done + self.batch_size]
             try:
                 work(places)
-            except RuntimeError as error:
-                if len(places) == 1 or not should_reduce_batch_size(error):
-                    raise
+            except (RuntimeError, IndexError) as error:
+                if len(places) == 1 or not is_out_of_memory(error):
+                    shown = ", ".join(map(str, places[:16])) + (", ..." if len(places) > 16 else "")
+                    raise ValueError(f"rows {shown}: the model failed: {explain_failure(error)}") from error
                 self.batch_size = len(places) // 2
                 self.num_oom_retries += 1
                 logger.warning("out of memory with {} rows; going on with {}", len(places), self.batch_size)

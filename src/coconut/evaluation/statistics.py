@@ -1,7 +1,8 @@
 """Intervals and tests for accuracies: what a difference is worth.
 
-Two kinds of chance are at work. Which examples the test set holds: `wilson_interval` and
-`mcnemar` speak of that. Which seed the training had: `mean_interval` over seeds speaks of that.
+Two kinds of chance are at work: which examples the test set holds (`wilson_interval`, `mcnemar`), and which
+seed the training had (`mean_interval`). `seeds_interval` and `paired_seeds_interval` count both: two seeds that
+both got 0 of 100 examples right agree perfectly, and still say little about the next 100 examples.
 """
 
 import math
@@ -29,15 +30,18 @@ def wilson_interval(num_right: int, num_examples: int) -> tuple[float, float]:
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
     assert 0 <= num_right <= num_examples
+    return _wilson(num_right / max(1, num_examples), num_examples)
+
+
+def _wilson(share: float, num_examples: int) -> tuple[float, float]:
     if num_examples == 0:
         return 0.0, 1.0
-    share = num_right / num_examples
     weight = _Z**2 / num_examples
     centre = (share + weight / 2) / (1 + weight)
     half = _Z * math.sqrt(share * (1 - share) / num_examples + weight / (4 * num_examples)) / (1 + weight)
     # Both ends are exact there; rounding would leave 1e-17.
-    low = 0.0 if num_right == 0 else centre - half
-    high = 1.0 if num_right == num_examples else centre + half
+    low = 0.0 if share == 0 else centre - half
+    high = 1.0 if share == 1 else centre + half
     return low, high
 
 
@@ -79,6 +83,53 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = _t_quantile(len(values) - 1) * math.sqrt(variance / len(values))
     return mean, mean - half, mean + half
+
+
+def seeds_interval(accuracies: Sequence[float], num_examples: int) -> tuple[float, float, float]:
+    """Mean accuracy over seeds, and its 95 % interval over seeds and test examples: (mean, low, high).
+
+    The distances from the mean to the ends of the two intervals, Student's t over the seeds and Wilson's over the
+    examples at the mean accuracy, are added as squares, since the two chances are independent. All seeds share the
+    test set, so that more seeds narrow the first part only. The spread between seeds on one test set holds some of
+    the examples' chance already; the interval is therefore rather too wide than too narrow. A single seed says
+    nothing about the spread over seeds: its interval is [0, 1].
+
+    >>> [round(number, 3) for number in seeds_interval([0.0, 0.0], 100)]
+    [0.0, 0.0, 0.037]
+    >>> [round(number, 3) for number in seeds_interval([0.97, 0.98, 1.0], 1000)]
+    [0.983, 0.944, 1.0]
+
+    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures" (square-and-add).
+    """
+    mean, low, high = mean_interval(accuracies)
+    wilson_low, wilson_high = _wilson(min(1.0, mean), num_examples)
+    below, above = math.hypot(mean - low, mean - wilson_low), math.hypot(high - mean, wilson_high - mean)
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
+
+
+def paired_seeds_interval(
+    only_first: Sequence[float], only_second: Sequence[float], num_examples: int
+) -> tuple[float, float, float]:
+    """Mean difference of two models' accuracies over seeds, and its 95 % interval over seeds and test examples.
+
+    Args:
+        only_first: for each seed, the share of the test examples that only the first model got right.
+        only_second: the share that only the second model got right, in the same order of seeds.
+
+    Returns:
+        (mean, low, high) of second minus first. Squares are added as in `seeds_interval`: Student's t over the
+        seeds' differences, and Wilson's intervals of the two shares. A single seed's interval is [-1, 1].
+
+    >>> [round(number, 3) for number in paired_seeds_interval([0.0, 0.0], [0.0, 0.0], 100)]
+    [0.0, -0.037, 0.037]
+    """
+    assert len(only_first) == len(only_second)
+    mean, low, high = mean_interval([b - a for a, b in zip(only_first, only_second, strict=True)])
+    first, second = (min(1.0, math.fsum(shares) / len(shares)) for shares in (only_first, only_second))
+    (first_low, first_high), (second_low, second_high) = (_wilson(share, num_examples) for share in (first, second))
+    below = math.hypot(mean - low, second - second_low, first_high - first)
+    above = math.hypot(high - mean, second_high - second, first - first_low)
+    return mean, max(-1.0, mean - below), min(1.0, mean + above)
 
 
 def _t_quantile(freedom: int) -> float:
