@@ -349,7 +349,7 @@ def test_the_shipped_default_is_preprocessed_with_one_line_per_split(tmp_path):
 
 def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
-    params = re.sub(r"(?m)^  train: \{.*\}", "  train: {format: prosqa, file: prosqa_train.json}", text)
+    params = re.sub(r"(?m)^  train:\n(    .*\n)+", "  train: {format: prosqa, file: prosqa_train.json}\n", text)
     assert params != text
     result = stage(tmp_path, params)
     assert result.returncode == 1

@@ -14,7 +14,7 @@ from coconut.checkpoints.support import check_supported
 from coconut.checkpoints.tensors import reason_of
 from coconut.checkpoints.weights import build_model, load_model, quiet_transformers, read_config
 from coconut.config.schema import Params
-from coconut.data.examples import Example
+from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.tokenizer import build_word_tokenizer, has_tokenizer, load_tokenizer
 from coconut.files import check_free_space
 
@@ -90,7 +90,7 @@ def _size(model: PreTrainedModel) -> str:
 def _tokenizer_from_scratch(folder: Path, examples: Iterable[Example]) -> PreTrainedTokenizerBase:
     if has_tokenizer(folder):
         return load_tokenizer(folder)
-    texts = (text for example in examples for text in (example.question, *example.steps, f"### {example.answer}"))
+    texts = (text for example in examples for text in (example.question, *example.steps, f"{ANSWER_MARK} {example.answer}"))
     tokenizer: PreTrainedTokenizerBase = build_word_tokenizer(texts)
     return tokenizer
 
