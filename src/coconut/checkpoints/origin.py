@@ -90,7 +90,9 @@ def _size(model: PreTrainedModel) -> str:
 def _tokenizer_from_scratch(folder: Path, examples: Iterable[Example]) -> PreTrainedTokenizerBase:
     if has_tokenizer(folder):
         return load_tokenizer(folder)
-    texts = (text for example in examples for text in (example.question, *example.steps, f"{ANSWER_MARK} {example.answer}"))
+    texts = (
+        text for example in examples for text in (example.question, *example.steps, f"{ANSWER_MARK} {example.answer}")
+    )
     tokenizer: PreTrainedTokenizerBase = build_word_tokenizer(texts)
     return tokenizer
 
