@@ -24,9 +24,9 @@ class CheckpointMeta:
     thought: str
     parallel_iterations: _Number
     prompt: Prompt
-    num_removed_tokens: _Number
+    num_removed_tokens: _Number = 0
     """Reasoning tokens that `icot` had removed in its last update; 0 for other methods."""
-    num_removed_at_end: _Number
+    num_removed_at_end: _Number = 0
     """What its schedule had come to by then, from where a child goes on."""
 
     @classmethod
