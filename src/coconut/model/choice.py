@@ -1,5 +1,6 @@
 """Which way a batch is read: the fast path where it is allowed and gains, the plain one elsewhere."""
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from coconut.model.batch import Batch
@@ -15,6 +16,7 @@ def open_passes(
     options: PassOptions,
     *,
     num_further_columns: int = 0,
+    keys_B: Tensor | None = None,
 ) -> PlainPasses:
     """Make the passes over a batch.
 
@@ -25,10 +27,18 @@ def open_passes(
 
     Args:
         num_further_columns: room for tokens that are decoded after the batch.
+        keys_B: of the rows' dropout; see `model/dropout.py`.
     """
     num_columns = batch.input_ids_BT.shape[1] + num_further_columns
     kind: type[PlainPasses] = PlainPasses
     if options.fast:
         reads_once = not feedback.parallel_iterations or not bool(batch.is_latent_BT.any())
         kind = StorePasses if reads_once and can_store(model, num_columns, options) else LayerPasses
-    return kind(model, batch, options, all_layers=feedback.needs_all_layers, num_further_columns=num_further_columns)
+    return kind(
+        model,
+        batch,
+        options,
+        all_layers=feedback.needs_all_layers,
+        num_further_columns=num_further_columns,
+        keys_B=keys_B,
+    )

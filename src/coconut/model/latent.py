@@ -97,9 +97,18 @@ def _chunk_nll(passes: PlainPasses, hidden_ND: Tensor, targets_N: Tensor) -> Ten
 
 
 def latent_nll(
-    model: PreTrainedModel, feedback: Feedback, batch: Batch, options: PassOptions | None = None
+    model: PreTrainedModel,
+    feedback: Feedback,
+    batch: Batch,
+    options: PassOptions | None = None,
+    *,
+    keys_B: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """Sum the loss of a batch of views, thoughts fed back; see `read_columns` and `supervised_nll`."""
-    with closing(open_passes(model, batch, feedback, options or PassOptions())) as passes:
+    """Sum the loss of a batch of views, thoughts fed back; see `read_columns` and `supervised_nll`.
+
+    Args:
+        keys_B: of the rows' dropout; see `model/dropout.py`.
+    """
+    with closing(open_passes(model, batch, feedback, options or PassOptions(), keys_B=keys_B)) as passes:
         hidden_BTD = read_columns(passes, feedback, batch)
         return supervised_nll(passes, hidden_BTD, batch.labels_BT)

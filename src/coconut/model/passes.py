@@ -23,6 +23,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from coconut.model.batch import Batch
+from coconut.model.dropout import RowDropout
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.head import output_logits
 
@@ -46,6 +47,7 @@ class PlainPasses:
     Args:
         all_layers: return the hidden states of every layer, which some forms of thought read.
         num_further_columns: room for tokens that are decoded after the batch.
+        keys_B: of the rows' dropout (`model/dropout.py`); None for torch's own.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class PlainPasses:
         *,
         all_layers: bool = False,
         num_further_columns: int = 0,
+        keys_B: Tensor | None = None,
     ) -> None:
         self.model, self.options, self.all_layers = model, options, all_layers
         self.cache: Cache = DynamicCache(config=model.config)
@@ -63,6 +66,7 @@ class PlainPasses:
         """Columns read so far."""
         self.mask_BC = functional.pad(batch.attention_mask_BT, (0, num_further_columns), value=1)
         self.position_ids_BT = batch.position_ids_BT
+        self.dropout = None if keys_B is None else RowDropout(model, keys_B, batch.position_ids_BT)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up the input embeddings of token ids, ... -> ... x D."""
@@ -111,7 +115,8 @@ class PlainPasses:
         return nullcontext()
 
     def _run(self, embeds_BSD: Tensor, position_ids_BS: Tensor, columns: slice) -> BaseModelOutput:
-        run = partial(self._run_body, attention_mask=self.mask_BC[:, : columns.stop], position_ids=position_ids_BS)
+        mask_BT = self.mask_BC[:, : columns.stop]
+        run = partial(self._run_body, columns=columns, attention_mask=mask_BT, position_ids=position_ids_BS)
         if not (self.options.checkpoint_activations and torch.is_grad_enabled()):
             return run(embeds_BSD, self.cache)
         # The cache would grow once more when the pass runs again, so each run grows a copy.
@@ -119,8 +124,12 @@ class PlainPasses:
         self.cache.layers = grown.layers
         return output
 
-    def _run_body(self, embeds_BSD: Tensor, cache: Cache, **inputs: Any) -> BaseModelOutput:
-        with self._layers():
+    def _drawing(self, columns: slice, places_N: Tensor | None = None) -> AbstractContextManager[None]:
+        """Return the context in which dropout is drawn for these columns."""
+        return nullcontext() if self.dropout is None else self.dropout.active(columns, places_N)
+
+    def _run_body(self, embeds_BSD: Tensor, cache: Cache, *, columns: slice, **inputs: Any) -> BaseModelOutput:
+        with self._layers(), self._drawing(columns):
             output: BaseModelOutput = self.model.base_model(
                 inputs_embeds=embeds_BSD,
                 past_key_values=cache,

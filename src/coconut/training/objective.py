@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from coconut.data.collator import collate
 from coconut.data.views import View
 from coconut.devices import is_out_of_memory
+from coconut.model.dropout import draw_keys, has_dropout
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
@@ -49,17 +50,23 @@ class Objective:
     num_oom_retries: int = 0
     checkpoint_activations: bool = False
 
+    def __post_init__(self) -> None:
+        self._has_dropout = has_dropout(self.model)
+
     def accumulate(self, views: Sequence[View], parameters: Mapping[str, nn.Parameter]) -> Cost:
         """Set `.grad` to the gradient of the mean loss over the views, and say what they cost.
 
         Every process is given all views and takes its share of them. On out-of-memory the
         micro-batch is halved and the same update is done again, so the result differs by rounding only.
+        Dropout's masks belong to the row's place in the update, and come from torch's generator on the CPU,
+        which must be in the same state in every process.
         """
         num_tokens = sum(view.num_supervised for view in views)
-        own = views[self.accelerator.process_index :: self.accelerator.num_processes]
+        keys = draw_keys(len(views)) if self._has_dropout else None
+        own = range(len(views))[self.accelerator.process_index :: self.accelerator.num_processes]
         while True:
             try:
-                sums = self._accumulate_own(own, num_tokens)
+                sums = self._accumulate_own(views, own, keys, num_tokens)
                 break
             except RuntimeError as error:
                 if self.micro_batch == 1 or not is_out_of_memory(error):
@@ -70,19 +77,24 @@ class Objective:
         nll, num_columns, num_padding, num_latents = sums.tolist()
         return Cost(nll, num_tokens, int(num_columns), int(num_padding), int(num_latents))
 
-    def _accumulate_own(self, views: Sequence[View], num_tokens: int) -> Tensor:
+    def _accumulate_own(
+        self, views: Sequence[View], rows: Sequence[int], keys: Tensor | None, num_tokens: int
+    ) -> Tensor:
         self.model.zero_grad(set_to_none=True)
         self.feedback.zero_grad(set_to_none=True)
         device = self.accelerator.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         # Rows of similar length share a micro-batch, so that little is padded; the update is the same.
-        ordered = sorted(views, key=lambda view: len(view.input_ids))
+        ordered = sorted(rows, key=lambda row: len(views[row].input_ids))
         for start in range(0, len(ordered), self.micro_batch):
-            batch = collate(ordered[start : start + self.micro_batch], pad_id=self.pad_id)
+            taken = ordered[start : start + self.micro_batch]
+            batch = collate([views[row] for row in taken], pad_id=self.pad_id)
             counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
             with self.accelerator.autocast():
                 options = PassOptions(checkpoint_activations=self.checkpoint_activations)
-                nll, _ = latent_nll(self.model, self.feedback, batch.to(device), options)
+                nll, _ = latent_nll(
+                    self.model, self.feedback, batch.to(device), options, keys_B=None if keys is None else keys[taken]
+                )
             self.accelerator.backward(nll / max(1, num_tokens))
             sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
             sums[0] += nll.detach()

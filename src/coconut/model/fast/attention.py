@@ -240,7 +240,10 @@ class _Attend(torch.autograd.Function):
         query, keys, values = layer.operands(query_BHSd, current)
         ctx.num_left = layer.num_queries = layer.num_queries + query.shape[1]
         probabilities = layer.probabilities(query, keys, mask, scaling)
-        kept = functional.dropout(probabilities, dropout) if dropout > 0 else probabilities
+        kept = probabilities
+        if dropout > 0:
+            by_row_BHST = probabilities.view(*query_BHSd.shape[:3], -1)
+            kept = functional.dropout(by_row_BHST, dropout).view_as(probabilities)
         kept = kept.to(values.dtype)
         ctx.save_for_backward(query_BHSd, probabilities, kept)
         return torch.bmm(kept, values).view(*query_BHSd.shape[:3], -1), key.new_empty(())

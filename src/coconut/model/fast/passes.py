@@ -3,7 +3,8 @@
 Legend: B rows, T columns, S columns of a pass, C columns there is room for, D hidden.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from coconut.model.fast.layers import BatchLayers, checkpointable_blocks
-from coconut.model.fast.store import ColumnStore
+from coconut.model.fast.store import ColumnStore, CurrentPass
 from coconut.model.passes import PassOptions, PlainPasses
 
 
@@ -48,7 +49,7 @@ class StorePasses(LayerPasses):
     def _run(self, embeds_BSD: Tensor, position_ids_BS: Tensor, columns: slice) -> BaseModelOutput:
         store: ColumnStore = self.cache
         current = store.begin(columns.start, columns.stop)
-        attended = partial(store.attended_by, self.model, current)
+        attended = partial(self._attending, current)
         # A pass of one column keeps all: the weights' gradients need most of it, and running it again costs most.
         recomputes = self.options.checkpoint_activations and torch.is_grad_enabled() and embeds_BSD.shape[1] > 1
         with self.layers.active(recompute_in=attended if recomputes else None), attended():
@@ -64,6 +65,11 @@ class StorePasses(LayerPasses):
         if self.all_layers:
             output.hidden_states = tuple(store.unpack(hidden, current) for hidden in output.hidden_states)
         return output
+
+    @contextmanager
+    def _attending(self, current: CurrentPass) -> Iterator[None]:
+        with self.cache.attended_by(self.model, current), self._drawing(current.columns, current.places_N):
+            yield
 
 
 def can_store(model: PreTrainedModel, num_columns: int, options: PassOptions) -> bool:
