@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import random
@@ -214,6 +215,20 @@ def test_a_state_moved_into_the_folder_of_other_inputs_is_refused(tmp_path, warn
     (tmp_path / FOLDER).rename(tmp_path / ".resume/train@cot-ffffffffffffffff")
     assert load(tmp_path, "f" * 64) is None
     assert "it belongs to other inputs" in warnings[0]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_states_that_cannot_be_read_now_are_not_taken_for_damaged(tmp_path, monkeypatch, number):
+    save(tmp_path, 1, 2)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            load(tmp_path)
+    assert_same(load(tmp_path), 2)
 
 
 def test_what_a_kill_left_half_written_is_removed_at_the_next_start(tmp_path):

@@ -9,6 +9,7 @@ nothing. Tensors are written and read by two functions that the training side gi
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -20,6 +21,8 @@ from typing import Any
 from coconut.files import digest_file, flush
 
 _TENSORS, _RECORD = "tensors.safetensors", "state.json"
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+"""Errors that will come again. After others, as of a network disk that is away, starting over would lose the states."""
 _NAME = re.compile(r"state-(\d{8})")
 
 Tensors = Mapping[str, Any]
@@ -75,15 +78,15 @@ def read_state(path: Path, fingerprint: str, tensors_file: TensorsFile) -> State
 
     Raises:
         DamagedError: it is not what was written, or of another fingerprint.
-        PermissionError: nothing is damaged, but it belongs to somebody else.
+        OSError: nothing may be damaged, but it cannot be read now, or not by this user.
     """
     try:
         body = _read_record(path)
         if digest_file(path / _TENSORS) != body["tensors_sha256"]:
             raise DamagedError(f"{_TENSORS} does not match its checksum")
-    except PermissionError:
-        raise
     except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
         raise DamagedError(str(error)) from None
     if body["fingerprint"] != fingerprint:
         raise DamagedError("it belongs to other inputs")
