@@ -109,6 +109,7 @@ def test_any_scalar_is_what_dvc_reads_or_refused(text: str) -> None:
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 @example("%YAML 1.1\n---\na: yes")
 @example("a: &k {b: 1}\nc: {b: 2, <<: *k}")
+@example("a: &k 1\nb: &k [*k]")
 @example("\n\ufeff?")
 @FEW
 def test_any_document_is_what_dvc_reads_or_refused(text: str) -> None:
