@@ -18,7 +18,7 @@ import pytest
 
 from coconut import files as guard
 from coconut.data.examples import MARKERS, Example, read_examples
-from coconut.training import entry as training_entry
+from coconut.training import outputs as training_outputs
 from inprocess import ROWS_FILE, canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, TINY, commit, environment, make_project, run, stages_run, write_params
 
@@ -249,7 +249,7 @@ def test_a_model_folder_with_damaged_weights_is_named(project: Path) -> None:
     shutil.copytree(project / "outputs/base/checkpoint", project / "model")
     replace(project / "model/model.safetensors", (project / "model/model.safetensors").read_bytes()[:3000])
     write_params(project, {"model": "model"})
-    assert "model: its safetensors file is damaged or cut short" in stage(project, "base").error
+    assert "model/model.safetensors: its safetensors file is damaged or cut short" in stage(project, "base").error
 
 
 def test_too_few_positions_name_the_model_and_the_longest_example(project: Path) -> None:
@@ -445,7 +445,7 @@ def test_a_disk_that_is_full_at_the_last_moment_costs_no_training(
     shutil.rmtree(project / "outputs/cot")
     shutil.rmtree(project / ".resume")
     mount(project / "outputs/cot", "size=1m")
-    monkeypatch.setattr(training_entry, "check_free_space", lambda _needs: None)
+    monkeypatch.setattr(training_outputs, "check_free_space", lambda _needs: None)
     ended = stage(project, "train@cot")
     assert re.search(
         r"outputs/cot: cannot be written \(.*; the finished training is kept in .resume: make room", ended.error

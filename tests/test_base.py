@@ -334,20 +334,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(tiny_gpt2, tmp_path, monkeypatc
 
 def test_saving_below_a_file_names_the_folder_and_the_cure(tiny_gpt2, tmp_path):
     (tmp_path / "outputs").write_text("a file")
-    with pytest.raises(OSError, match=r"outputs/base/checkpoint: cannot be written .* mend the permissions"):
+    with pytest.raises(OSError, match=r"outputs/base/checkpoint: cannot be written .* fix the permissions"):
         save_checkpoint(tmp_path / "outputs" / "base" / "checkpoint", tiny_gpt2, word_tokenizer(), META)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "coconut.json: not JSON"),
-        ("[]", "coconut.json: found list, wanted exactly the keys"),
+        ("{", "coconut.json: found no usable JSON"),
+        ("[]", "coconut.json: found list, wanted a JSON object"),
         ('{"method": "coconut"}', "coconut.json: found .'method'., wanted exactly the keys"),
         (json.dumps({**META.__dict__, "extra": 1}), "wanted exactly the keys"),
-        (json.dumps({**META.__dict__, "c_thought": "1"}), "c_thought: found '1', wanted int"),
-        (json.dumps({**META.__dict__, "c_thought": True}), "c_thought: found True, wanted int"),
-        (json.dumps({**META.__dict__, "markers": 1}), "markers: found 1, wanted bool"),
+        (json.dumps({**META.__dict__, "c_thought": "1"}), "c_thought: found '1' .text., wanted a whole number"),
+        (json.dumps({**META.__dict__, "c_thought": True}), "c_thought: found True .true/false., wanted a whole number"),
+        (json.dumps({**META.__dict__, "markers": 1}), "markers: found 1 .a number., wanted true or false"),
     ],
 )
 def test_a_damaged_coconut_json_is_named(text, message, tiny_gpt2, tmp_path):
@@ -368,7 +368,8 @@ def test_damaged_safetensors_are_named(kept, saved):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        ValueError, match=r"checkpoint: its safetensors file is damaged or cut short .*; fetch or write"
+        ValueError,
+        match=r"checkpoint/model.safetensors: its safetensors file is damaged or cut short .*; fetch or write",
     ):
         load_checkpoint(saved)
 
@@ -393,8 +394,82 @@ def test_weights_that_lack_a_layer_are_refused(saved):
 def test_an_unknown_family_is_refused_without_running_its_code(saved):
     (saved / "code.py").write_text("raise SystemExit")
     change_config(saved, model_type="own", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
-    with pytest.raises(ValueError, match="cannot be loaded as a decoder-only language model"):
+    with pytest.raises(ValueError, match="checkpoint/config.json: cannot be read: .* model type `own`"):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/outside.safetensors", "a\\\\b.safetensors", "a.bin"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(name, saved):
+    (saved / "model.safetensors").rename(saved.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json: weight_map: found the file .*, wanted the bare name of a"):
+        load_checkpoint(saved)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_weights_says_how_to_get_them(saved):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (saved / "model.safetensors").write_text(text)
+    with pytest.raises(ValueError, match=r"model.safetensors: found a Git LFS pointer, .* `git lfs pull`"):
+        load_checkpoint(saved)
+
+
+def test_a_header_of_hundreds_of_thousands_of_tensors_is_refused_at_once(saved):
+    path = saved / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((50 << 20).to_bytes(8, "little"))
+        file.truncate(60 << 20)
+    with pytest.raises(ValueError, match="found a header of 52428800 bytes, wanted at most 16777216"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["coconut.json", "config.json", "generation_config.json"])
+def test_json_that_is_nested_too_deeply_is_refused(name, saved):
+    (saved / name).write_text('{"a":' * 200_000)
+    with pytest.raises(ValueError, match=rf"{name}: found no usable JSON .*wanted a JSON object"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("asked", ["flash_attention_2", "kernels-community/vllm-flash-attn3", "nonsense"])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_does_not_choose_the_code_of_attention(asked, key, saved):
+    change_config(saved, **{key: asked})
+    assert load_checkpoint(saved)[0].config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "found weights quantised with gptq, .* unquantised"),
+        ({"transformers_weights": "adapter_model.bin"}, "transformers_weights: found 'adapter_model.bin', wanted"),
+        ({"num_hidden_layers": 1_000_000}, r"num_hidden_layers: found 1e\+06, wanted at most 1000"),
+        ({"num_hidden_layers": 999, "hidden_size": 65536}, "found sizes that make .* wanted at most this machine's"),
+        ({"intermediate_size": 10**10}, "found sizes that make .* billion parameters or more"),
+        ({"intermediate_size": 10**17}, "no decoder-only model can be built from it: Storage size"),
+        ({"num_attention_heads": 0}, "config.json: .*wanted"),
+        ({"vocab_size": "many"}, "config.json: cannot be read: .*vocab_size.*wanted valid JSON"),
+        ({"model_type": 5}, "config.json: cannot be read: .*wanted valid JSON with a model_type"),
+    ],
+)
+def test_what_a_config_must_not_ask_for_is_named_at_once(values, message, saved):
+    change_config(saved, **values)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("ids", ["2", [2, "x"], -1, 10**9, True, 1.5, [[2]]])
+def test_ids_that_end_no_text_are_named(ids, saved):
+    (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ValueError, match=r"checkpoint.*(eos_token_id: found|cannot be loaded).*wanted"):
+        load_checkpoint(saved)
+
+
+def test_weights_that_are_not_finite_are_named(tiny_llama, tmp_path):
+    with torch.no_grad():
+        tiny_llama.model.norm.weight[3] = float("nan")
+    save_checkpoint(tmp_path / "checkpoint", tiny_llama, word_tokenizer(), META)
+    with pytest.raises(ValueError, match=r"model.norm.weight: found weights that are infinite or not a number"):
+        load_checkpoint(tmp_path / "checkpoint")
 
 
 def test_a_folder_without_tokenizer_is_refused(saved):

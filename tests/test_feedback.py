@@ -426,7 +426,7 @@ def test_missing_damaged_or_foreign_weights_are_errors(tmp_path: Path, tiny_gpt2
     with pytest.raises(ValueError, match=r"thought.safetensors: the weights of thought 'projection' cannot be read"):
         load_feedback(tmp_path, "projection", tiny_gpt2)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="restore the checkpoint"):
+    with pytest.raises(ValueError, match="restores the checkpoint"):
         load_feedback(tmp_path, "projection", tiny_gpt2, seed=0)
     save_feedback(tmp_path, build_feedback("projection", build_tiny_model("gpt2", n_embd=16)))
     with pytest.raises(ValueError, match=r"not the weights of thought 'projection' with this model"):

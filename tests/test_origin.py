@@ -207,7 +207,7 @@ def test_damaged_weights_are_named_and_nothing_is_written(run, tmp_path, tiny_ll
     folder = save_folder(tmp_path / "model", tiny_llama)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"model: its safetensors file is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"model/model.safetensors: its safetensors file is damaged or cut short"):
         run(folder)
     assert not (tmp_path / "checkpoint").exists()
 

@@ -92,6 +92,24 @@ def test_the_loss_is_differentiable_and_additive(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("latent_4", r"found an entry's outputs, wanted its checkpoint; did you mean \S*/latent_4/checkpoint\?"),
+        ("laten_4/checkpoint", r"found no such folder, .*; did you mean \S*/latent_4/checkpoint\?"),
+        ("latent_4/chekpoint", r"found no such folder, .*; did you mean \S*/latent_4/checkpoint\?"),
+        ("latent_4/checkpoint/config.json", r"found a file, wanted a checkpoint; correct the path"),
+        ("elsewhere/else", r"found no such folder, wanted a checkpoint; correct the path, or let `dvc repro`"),
+        (".", r"found a folder without config.json, wanted a checkpoint; correct the path"),
+    ],
+)
+def test_a_path_that_is_no_checkpoint_leads_to_the_one_that_was_meant(folder: Path, wrong: str, message: str) -> None:
+    (folder.parent / "latent_4").mkdir()
+    folder.rename(folder.parent / "latent_4" / "checkpoint")
+    with pytest.raises(ValueError, match=message):
+        Reasoner.from_pretrained(folder.parent / wrong)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"c_thought": "2"}, "c_thought: found '2', wanted a whole number .int. of at least 0"),

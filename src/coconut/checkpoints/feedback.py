@@ -37,8 +37,8 @@ def load_feedback(
     wanted_shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if shapes != wanted_shapes:
         raise ValueError(
-            f"{path}: found {str(shapes)[:300]}, wanted {wanted_shapes}, the weights of thought {thought!r} with this"
-            f" model; {RESTORE}"
+            f"{path}: found {str(shapes)[:300]}, not the weights of thought {thought!r} with this model, wanted"
+            f" {wanted_shapes}; {RESTORE}"
         )
     for name, tensor in found.items():
         if not bool(tensor.isfinite().all()):

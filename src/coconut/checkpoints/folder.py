@@ -101,7 +101,9 @@ def _no_checkpoint(folder: Path) -> str:
 
 
 def _read_meta(path: Path) -> CheckpointMeta:
-    found = read_json(path)
+    found, wanted = read_json(path), {field.name for field in dataclasses.fields(CheckpointMeta)}
+    if found.keys() != wanted:
+        raise ValueError(f"{path}: found {sorted(found)!s:.300}, wanted exactly the keys {sorted(wanted)}; {RESTORE}")
     try:
         meta: CheckpointMeta = parse(found, CheckpointMeta, "")
         parse_thought(meta.thought)

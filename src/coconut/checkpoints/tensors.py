@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,17 +48,18 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file is missing, damaged or of another kind.
     """
-    check_header(path)
     try:
+        check_header(path)
         return load_file(path)
     except Exception as error:
+        found = reason_of(error).removeprefix(f"{path}: ")
         raise ValueError(
-            f"{path}: {what} cannot be read ({reason_of(error)}), wanted a whole safetensors file; {RESTORE}"
+            f"{path}: {what} cannot be read: {found}; wanted a whole safetensors file; {RESTORE}"
         ) from error
 
 
 def check_header(path: Path) -> None:
-    """Look at a safetensors file's first bytes, before anything is parsed.
+    """Look at a safetensors file before its tensors are read: its first bytes, and its header.
 
     Raises:
         ValueError: if the file is missing, of another kind, cut short, or its header is too long to be one.
@@ -71,17 +72,22 @@ def check_header(path: Path) -> None:
         found = error.strerror or str(error)
         raise ValueError(f"{path}: found no file to read ({found}), wanted safetensors weights; {RESTORE}") from None
     num_bytes = int.from_bytes(head[:8], "little")
-    if size < 8 or num_bytes > size - 8:
-        foreign = describe_foreign(head) or (
-            f"found {size} bytes, fewer than its header says, so the safetensors file is damaged or cut short,"
-            f" wanted a whole one; fetch it again, or {RESTORE}"
-        )
+    is_damaged = size < 8 or num_bytes > size - 8
+    if is_damaged and (foreign := describe_foreign(head)):
         raise ValueError(f"{path}: {foreign}")
-    if num_bytes > _MAX_HEADER_BYTES:
+    if not is_damaged and num_bytes > _MAX_HEADER_BYTES:
         raise ValueError(
             f"{path}: found a header of {num_bytes} bytes, wanted at most {_MAX_HEADER_BYTES}, which is room for"
             " 100,000 tensors; split the weights into several files, or fetch them again"
         )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except Exception as error:
+        raise ValueError(
+            f"{path}: its safetensors file is damaged or cut short ({reason_of(error)}), wanted a whole one;"
+            f" fetch or write it again, or {RESTORE}"
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:
