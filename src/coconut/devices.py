@@ -79,6 +79,16 @@ def num_workers(asked: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def check_device(config: RuntimeConfig) -> None:
+    """Raise a ValueError if a GPU is asked for where there is none."""
+    if config.device != "cuda":
+        return
+    import torch  # Here, because importing it takes seconds.
+
+    if not torch.cuda.is_available():
+        raise ValueError("runtime.device: found cuda, but torch sees no GPU here; use auto or cpu")
+
+
 def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
     """The device, the autocast and the processes of this run.
 
@@ -89,8 +99,7 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
     import torch
     from accelerate import Accelerator
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("runtime.device: found cuda, but torch sees no GPU here; use auto or cpu")
+    check_device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()

@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec
 
-from coconut.config.schema import Params, RuntimeConfig
+from coconut.config.schema import Params
+from coconut.devices import check_device
 
 
 def check_machine(params: Params) -> list[str]:
@@ -25,13 +26,3 @@ def check_machine(params: Params) -> list[str]:
             " set runtime.tracker: none"
         ]
     return []
-
-
-def check_device(runtime: RuntimeConfig) -> None:
-    """Raise a ValueError if a GPU is asked for where there is none."""
-    if runtime.device != "cuda":
-        return
-    import torch  # Here, because only this check needs it, and importing it takes seconds.
-
-    if not torch.cuda.is_available():
-        raise ValueError("runtime.device: found cuda, but torch sees no GPU here; use auto or cpu")
