@@ -80,11 +80,11 @@ def read_splits(data: DataConfig) -> dict[str, Reading]:
     if generated:
         assert data.generator is not None, "the config requires a generator for generated splits"
         check_size(data.generator, sum(source.start + (source.rows or 0) for source in generated))
-    readings: dict[str, Reading] = {}
+    readings = {split: read_split(data, split) for split in SPLITS if sources[split].format != "generated"}
     taken: set[str] = set()
     for split in _MOST_HELD_OUT_FIRST:
-        is_generated = sources[split].format == "generated"
-        readings[split] = _generate_split(data, split, taken) if is_generated else read_split(data, split)
+        if split not in readings:
+            readings[split] = _generate_split(data, split, taken)
         taken.update(map(_key, readings[split].examples))
     return {split: readings[split] for split in SPLITS}
 
