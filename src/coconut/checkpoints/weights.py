@@ -58,7 +58,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     except Exception as error:
         raise ValueError(
             f"{path}: cannot be read: {' '.join(str(error).split())[:600] or type(error).__name__};"
-            " wanted valid JSON with a model_type that transformers knows, and its values"
+            " wanted valid JSON with a model_type that transformers knows, and its values; correct it, or fetch it again"
         ) from error
     # The code that computes attention is this project's choice: sdpa, or eager where a class has no sdpa.
     config._attn_implementation = None
@@ -121,7 +121,8 @@ def build_model(config: PretrainedConfig, path: Path) -> PreTrainedModel:
     except Exception as error:
         raise ValueError(
             f"{path}: no decoder-only model can be built from it: {reason_of(error)};"
-            " wanted the config of a family that AutoModelForCausalLM knows, with sizes that fit together"
+            " wanted the config of a family that AutoModelForCausalLM knows, with sizes that fit together;"
+            " correct it, or fetch it again"
         ) from error
     return typing.cast(PreTrainedModel, model)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from coconut.checkpoints.tensors import RESTORE
 from coconut.config.schema import TrainConfig
 from coconut.model.feedback import Feedback
 from coconut.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
@@ -81,9 +82,22 @@ class Learner:
         """The optimiser's state, as it goes to the next entry or the resume state."""
         return optimizer_tensors(self.optimizer, self.parameters, num_updates=self.num_updates)
 
-    def take_over(self, moments: Tensors) -> None:
-        """Continue with these moments, the parent's or a saved state's."""
-        self.num_updates = restore_optimizer(self.optimizer, self.parameters, moments)
+    def take_over(self, moments: Tensors, *, place: str = "resume state") -> None:
+        """Continue with these moments, the parent's or a saved state's.
+
+        Args:
+            place: where they come from, for the message.
+
+        Raises:
+            ValueError: if they are not whole, or of another model.
+        """
+        try:
+            self.num_updates = restore_optimizer(self.optimizer, self.parameters, moments)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{place}: found moments that are not whole, or of another model ({error}), wanted those of this model;"
+                f" {RESTORE}, or set train.reset_optimizer: true"
+            ) from error
 
     def _load_weights(self, tensors: Tensors) -> None:
         with torch.no_grad():

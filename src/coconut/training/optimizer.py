@@ -78,20 +78,37 @@ def restore_optimizer(
         The number of updates the optimiser has done.
 
     Raises:
-        ValueError: if a moment has not its parameter's shape, as after a change of the model.
+        ValueError: if moments are not whole, not finite, or not those of these parameters.
     """
+    names = {key.rpartition("/")[0] for key in tensors if "/" in key}
+    # A thought that was trained in the parent may have no place here.
+    strangers = sorted(name for name in names - parameters.keys() if not name.startswith("feedback."))
+    if strangers:
+        raise ValueError(f"found moments of {strangers[0]:.80}, which is no weight of this model")
     for name, parameter in parameters.items():
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        for key, value in state.items():
-            if key.startswith("exp_avg") and value.shape != parameter.shape:
-                raise ValueError(
-                    f"optimiser state {prefix}{key}: found shape {tuple(value.shape)}, wanted"
-                    f" {tuple(parameter.shape)}; set train.reset_optimizer: true"
-                )
+        _check_moments(optimizer, name, state, parameter)
         if state:
             optimizer.state[parameter] = {key: _place(key, value, parameter) for key, value in state.items()}
-    return int(tensors[_NUM_UPDATES])
+    num_updates = int(tensors[_NUM_UPDATES])
+    if num_updates < 0:
+        raise ValueError(f"{_NUM_UPDATES}: found {num_updates}, wanted at least 0")
+    return num_updates
+
+
+def _check_moments(
+    optimizer: torch.optim.Optimizer, name: str, state: Mapping[str, Tensor], parameter: nn.Parameter
+) -> None:
+    if state and isinstance(optimizer, torch.optim.AdamW) and state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+        raise ValueError(f"{name}: found {', '.join(sorted(state)):.200}, wanted step, exp_avg and exp_avg_sq")
+    for key, value in state.items():
+        if key.startswith("exp_avg") and value.shape != parameter.shape:
+            raise ValueError(f"{name}/{key}: found shape {tuple(value.shape)}, wanted {tuple(parameter.shape)}")
+        if key == "step" and value.numel() != 1:
+            raise ValueError(f"{name}/{key}: found shape {tuple(value.shape)}, wanted a single number")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{name}/{key}: found values that are not finite, wanted finite ones")
 
 
 def _place(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor | int:

@@ -139,10 +139,7 @@ def _take_over_moments(learner: Learner, entry: Entry, params: Params) -> None:
         if not fits_optimizer(learner.optimizer, moments):
             logger.warning("{}: of another optimiser than {}; the optimiser starts fresh", path, entry.train.optimizer)
             return
-        try:
-            learner.take_over(moments)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path}: not whole, or of another model ({error}); {RESTORE}") from error
+        learner.take_over(moments, place=str(path))
     elif parent != BASE and not params.curriculum[parent].train.reset_optimizer:
         raise ValueError(f"{path}: no such file, but {parent} keeps its moments (reset_optimizer: false); {RESTORE}")
     elif parent != BASE:
