@@ -31,6 +31,8 @@ FILES = (
 )
 NUM_FAST, NUM_SLOW = 24, 400
 """Damages of each file."""
+_WANTED = re.compile("wanted|without which|not UTF-8|not valid JSON|no tokenizer|cannot be read")
+_CURE = re.compile("restore|fetch|correct|pull|take|set |write|name it|copy|save|download|install")
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +132,8 @@ def try_damages(whole: Path, folder: Path, name: str, seeds: range) -> int:
             num_found += 1
             message = str(error)
             assert str(folder) in message, f"{damage.__name__} {seed}: {message}"
-            assert re.search("wanted|without which|not UTF-8|no tokenizer|cannot be read", message), (
-                f"{seed}: {message}"
-            )
-            assert re.search("restore|fetch|correct|pull|take|set |write|name it|copy|save", message), (
-                f"{seed}: {message}"
-            )
+            assert _WANTED.search(message), f"{damage.__name__} {seed}: {message}"
+            assert _CURE.search(message), f"{damage.__name__} {seed}: {message}"
         except Exception as error:
             raise AssertionError(f"{damage.__name__} {seed} of {name} ended in {error!r}") from error
     return num_found

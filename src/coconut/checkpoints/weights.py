@@ -58,7 +58,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     except Exception as error:
         raise ValueError(
             f"{path}: cannot be read: {' '.join(str(error).split())[:600] or type(error).__name__};"
-            " wanted valid JSON with a model_type that transformers knows, and its values; correct it, or fetch it again"
+            " wanted valid JSON with a model_type that transformers knows, and its values;"
+            " correct it, or fetch it again"
         ) from error
     # The code that computes attention is this project's choice: sdpa, or eager where a class has no sdpa.
     config._attn_implementation = None
