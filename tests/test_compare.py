@@ -77,9 +77,18 @@ def test_the_mean_over_seeds_has_its_interval_and_stays_a_share(tmp_path):
     assert seeds_table(groups).rows == [
         ["cot", "A", "0: 0.750  2: 1.000", "2", "0.875 [0.000, 1.000]"],
         ["cot", "B", "0: 0.250", "1", "0.250"],
-        ["latent_1", "A", "0: 1.000  2: 1.000", "2", "1.000 [1.000, 1.000]"],
+        ["latent_1", "A", "0: 1.000  2: 1.000", "2", "1.000 [0.510, 1.000]"],
         ["latent_1", "B", "0: 1.000", "1", "1.000"],
     ]
+
+
+def test_seeds_that_agree_do_not_make_an_accuracy_certain(tmp_path):
+    experiments = [
+        experiment(tmp_path, f"{name}{seed}", cot="-" * 20, seed=seed, model=name) for name in "ab" for seed in (0, 1)
+    ]
+    first, other = group_experiments(experiments)
+    assert seeds_table([first]).rows[0] == ["cot", "A", "0: 0.000  1: 0.000", "2", "0.000 [0.000, 0.161]"]
+    assert pairs_table(first, other).rows[0] == ["cot", "0: 1.000  1: 1.000", "2", "+0.000 [-0.161, +0.161]"]
 
 
 def test_groups_are_paired_by_seed_and_by_example(tmp_path):
@@ -94,7 +103,7 @@ def test_groups_are_paired_by_seed_and_by_example(tmp_path):
     )
     table = pairs_table(first, other)
     assert table.header == ["entry", "McNemar's p by seed", "seeds", "B - A [95 %]"]
-    assert table.rows[0] == ["cot", "0: 0.250  1: 1.000", "2", "-0.150 [-2.056, +1.756]"]
+    assert table.rows[0] == ["cot", "0: 0.250  1: 1.000", "2", "-0.150 [-1.000, +1.000]"]
 
 
 def test_two_named_runs_that_differ_in_the_seed_alone_are_tested_against_each_other(tmp_path):

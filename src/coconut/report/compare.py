@@ -15,10 +15,10 @@ from typing import Any
 
 from coconut.config.params import parse_params
 from coconut.config.strict import parse_yaml
-from coconut.evaluation.statistics import mean_interval
+from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
 from coconut.report.provenance import judge
 from coconut.report.results import ReadText, Result, evaluate_stage, read_results
-from coconut.report.tables import Table, paired_p
+from coconut.report.tables import Table, pair_examples, paired_p
 from coconut.report.text import NOTHING, format_p, visible
 from coconut.tracking import flatten
 
@@ -112,14 +112,14 @@ def seeds_table(groups: Sequence[Group]) -> Table:
     rows = []
     for entry in _entries(groups):
         for group in groups:
-            accuracies = {
-                seed: accuracy
+            found = {
+                seed: (accuracy, int(result.metric("num_examples") or 0))
                 for seed, experiment in group.by_seed().items()
                 if (result := experiment.result(entry)) and (accuracy := result.metric("accuracy")) is not None
             }
-            if accuracies:
-                each = "  ".join(f"{seed}: {accuracy:.3f}" for seed, accuracy in accuracies.items())
-                rows.append([entry, group.letter, each, str(len(accuracies)), _format_mean(list(accuracies.values()))])
+            if found:
+                each = "  ".join(f"{seed}: {accuracy:.3f}" for seed, (accuracy, _) in found.items())
+                rows.append([entry, group.letter, each, str(len(found)), _format_mean(list(found.values()))])
     return Table(["entry", "group", "accuracy by seed", "seeds", "mean [95 %]"], rows, num_text_columns=3)
 
 
@@ -127,17 +127,16 @@ def pairs_table(first: Group, other: Group) -> Table:
     """Build a table with one row per entry: how much better `other` is than `first` on the same seeds and examples."""
     rows = []
     for entry in _entries([first, other]):
-        differences, by_seed = [], []
+        by_seed, pairs = [], []
         for label, one, two in _pair_experiments(first, other):
             before, after = one.result(entry), two.result(entry)
             if before is None or after is None:
                 continue
-            accuracies = before.metric("accuracy"), after.metric("accuracy")
-            if accuracies[0] is not None and accuracies[1] is not None:
-                differences.append(accuracies[1] - accuracies[0])
+            if before.metric("accuracy") is not None and after.metric("accuracy") is not None:
+                pairs.append((before, after))
             by_seed.append(f"{label}{format_p(paired_p(before, after))}")
-        if differences:
-            rows.append([entry, "  ".join(by_seed), str(len(differences)), _format_difference(differences)])
+        if pairs:
+            rows.append([entry, "  ".join(by_seed), str(len(pairs)), _format_difference(pairs)])
     header = ["entry", "McNemar's p by seed", "seeds", f"{other.letter} - {first.letter} [95 %]"]
     return Table(header, rows, num_text_columns=2)
 
@@ -253,17 +252,25 @@ def _describe_changes(first: Mapping[str, Any], params: Mapping[str, Any]) -> st
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _format_mean(values: Sequence[float]) -> str:
-    mean, low, high = mean_interval(values)
-    if not math.isfinite(low):
-        return f"{mean:.3f}"
-    # The t interval may leave [0, 1]; a share cannot.
-    return f"{mean:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"
+def _format_mean(found: Sequence[tuple[float, int]]) -> str:
+    """Write the mean over seeds; with its interval where there is more than one, and the examples were counted."""
+    accuracies, counts = zip(*found, strict=True)
+    mean, low, high = seeds_interval(accuracies, min(counts))
+    return f"{mean:.3f}" if len(found) == 1 or not min(counts) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _format_difference(values: Sequence[float]) -> str:
-    mean, low, high = mean_interval(values)
-    return f"{mean:+.3f}" if not math.isfinite(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _format_difference(pairs: Sequence[tuple[Result, Result]]) -> str:
+    """Write the mean difference over seeds; with its interval where there is more than one, and examples are paired."""
+    differences = [(after.metric("accuracy") or 0) - (before.metric("accuracy") or 0) for before, after in pairs]
+    mean = f"{math.fsum(differences) / len(differences):+.3f}"
+    examples = [pair_examples(before, after) for before, after in pairs]
+    rights = [right for right in examples if right is not None]
+    if len(pairs) == 1 or len(rights) < len(pairs):
+        return mean
+    only_first = [sum(a and not b for a, b in right) / len(right) for right in rights]
+    only_second = [sum(b and not a for a, b in right) / len(right) for right in rights]
+    _, low, high = paired_seeds_interval(only_first, only_second, min(map(len, rights)))
+    return f"{mean} [{low:+.3f}, {high:+.3f}]"
 
 
 def _text_or_nothing(table: Table) -> str:

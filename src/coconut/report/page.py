@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut.config.schema import Params
+from coconut.config.schema import BASE, Params
 from coconut.files import check_free_space
 from coconut.report.curves import CURVES_FILE, write_curves
 from coconut.report.figures import draw_figures
@@ -150,7 +150,8 @@ def _warnings(results: Sequence[Result]) -> list[str]:
         sentences.append(
             f"The test split is small: with {smallest} examples one more right answer is worth {1 / smallest:.3f}."
         )
-    silent = [result.label for result in results if (result.metric("no_answer_share") or 0) >= _MOST]
+    trained = [result for result in results if result.name != BASE]
+    silent = [result.label for result in trained if (result.metric("no_answer_share") or 0) >= _MOST]
     if silent:
         sentences.append(
             f"No answer to at least half of the questions: {', '.join(silent)}. A model that has not learnt the form"

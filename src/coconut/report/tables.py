@@ -102,16 +102,19 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     return Table(header, rows, num_text_columns=2)
 
 
-def paired_p(result: Result, other: Result) -> float | None:
-    """Compute McNemar's p over the examples that both were given; None where the test sets differ."""
+def pair_examples(result: Result, other: Result) -> list[tuple[bool, bool]] | None:
+    """Pair by example whether each of two entries was right; None where their test sets are not the same."""
     gold = {prediction.index: prediction.gold for prediction in other.predictions}
     right = {prediction.index: prediction.right for prediction in other.predictions}
     if not gold or {prediction.index: prediction.gold for prediction in result.predictions} != gold:
         return None
-    return mcnemar(
-        [prediction.right for prediction in result.predictions],
-        [right[prediction.index] for prediction in result.predictions],
-    )
+    return [(prediction.right, right[prediction.index]) for prediction in result.predictions]
+
+
+def paired_p(result: Result, other: Result) -> float | None:
+    """Compute McNemar's p over the examples that both were given; None where the test sets differ."""
+    pairs = pair_examples(result, other)
+    return None if pairs is None else mcnemar(*map(list, zip(*pairs, strict=True)))
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
