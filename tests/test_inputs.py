@@ -98,7 +98,7 @@ def test_a_comment_edited_while_a_training_runs_does_not_fail_it(project: Path) 
     lines = []
     for line in training.stdout:
         lines.append(line)
-        if "train@cot" in line and "before the first update" in line:
+        if "cot: before the first update" in line:
             edit(project, "model/latent.py", '"""', '"""Edited. ')
             edit(project, "training/loop.py", "\nimport ", "\n# Edited.\nimport ")
     assert training.wait() == 0, "".join(lines)
