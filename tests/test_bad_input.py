@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from coconut import files as guard
 from coconut.data.examples import MARKERS, Example, read_examples
@@ -188,7 +190,10 @@ ROW = {"question": "1 + 1 ?", "steps": ["2"], "answer": "2"}
         (b" \n\n", "rows.json: no row in it, wanted at least one"),
         (b'[{"question": "caf\xe9"}]', "rows.json:1: byte 0xe9 at offset 18 is not UTF-8"),
         (json.dumps([ROW] * 9).encode()[:200], "rows.json:1: not valid JSON at column"),
-        (json.dumps(ROW).encode(), "rows.json: found a JSON object, wanted a list of them"),
+        (json.dumps(ROW, indent=1).encode(), "rows.json: found a JSON object, wanted a list of them"),
+        (f"{json.dumps(ROW)},\n{json.dumps(ROW)},".encode(), "rows.json: lines end with a comma, wanted JSON Lines"),
+        (b"404: Not Found", "rows.json: found no line that is a JSON object"),
+        (b'<?xml version="1.0"?><Error/>', "rows.json: found an XML document"),
         (json.dumps([ROW, {"question": "1 ?", "steps": []}]).encode(), "rows.json: record 2: no answer among"),
         (json.dumps([ROW | {"answer": ""}]).encode(), "rows.json: record 1: answer is empty, wanted text"),
         (json.dumps([ROW | {"answer": None}]).encode(), "rows.json: record 1: no answer among"),
@@ -434,6 +439,17 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(
         error
     )
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_state_of_other_versions_goes_on_with_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = json.loads((project / "outputs/cot/train.json").read_text())
+    assert summary["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
+    assert {"train_cpu_seconds", "train_load"} <= summary.keys()
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    ended = stage(project, "train@cot")
+    assert ended.exit_code == 0, ended.terminal
+    assert re.search(r"WARNING \| cot: the resume state was saved with transformers \S+ \(here 99.0\)", ended.terminal)
+    assert "epoch 1" not in ended.terminal, "nothing is trained again"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")

@@ -42,6 +42,9 @@ def parse(file_format, content):
         ("There are 24 hours in a day. 24 * 7 = 168.", ["There are 24 hours in a day.", "24 * 7 = 168."]),
         ("Add <<1+1=2>> then. Double it <<2*2=4>>.", ["Add", "<<1+1=2>>", "then.", "Double it", "<<2*2=4>>", "."]),
         ("a = b so c", ["a = b so c"]),
+        ("<<1+1=2>>, <<2+2=4>>", ["<<1+1=2>>", "<<2+2=4>>"]),
+        ("4-2=2, 2*3=6", ["4-2=2", "2*3=6"]),
+        ("\u4ed6\u67093\u4e2a\u3002\u5979\u67095\u4e2a\u3002", ["\u4ed6\u67093\u4e2a\u3002", "\u5979\u67095\u4e2a\u3002"]),
     ],
 )  # fmt: skip
 def test_a_chain_is_split_at_notes_equations_or_sentences(text, steps):
@@ -257,3 +260,25 @@ def test_the_references_own_rows_are_all_kept_and_empty_steps_are_counted():
 def test_a_published_file_without_the_fields_of_the_format_names_the_missing_one(name, file_format):
     with pytest.raises(ValueError, match=rf"{name}.*(no (question|answer|steps|cot)|no '####')"):
         read(shared(name), file_format)
+
+
+def test_equations_that_run_together_are_refused_with_a_cure():
+    with pytest.raises(ValueError, match="several equations run together .* write each as <<...>>"):
+        split_chain("4 - 2 = 2 2 * 3 = 6")
+
+
+def test_a_page_of_comments_is_recognised_at_once():
+    assert describe_foreign(b"<!---->" * 140 + b"x") is None
+    assert describe_foreign(b"<!-- a --> <!-- b --><HTML>").startswith("found a web page")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"/annex/objects/MD5-s3--abc\n", "git-annex"),
+        (b"<<<<<<< HEAD\n{", "git conflict"),
+        (b"Rar!\x1a\x07\x00", "RAR"),
+    ],
+)
+def test_files_that_stand_for_others_are_named(content, found):
+    assert found in describe_foreign(content)

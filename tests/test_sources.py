@@ -270,7 +270,7 @@ BAD_ROWS = {
     "blank answer": ("canonical", canonical(answer=" \t"), "no answer", "answer is empty"),
     "blank question": ("canonical", canonical(question=" "), "empty text", "question is empty"),
     "steps as text": ("canonical", canonical().replace('["4"]', '"4"'), "wrong type", "steps is text, wanted a list"),
-    "step as number": ("canonical", canonical(steps=[4]), "wrong type", r"steps\[0\] is a number, wanted text"),
+    "step as object": ("canonical", canonical(steps=[{}]), "wrong type", r"steps\[0\] is an object, wanted text"),
     "answer as a list": ("canonical", canonical(answer=[1]), "wrong type", "answer is a list, wanted text"),
     "answer as an object": ("canonical", canonical(answer={"value": 1}), "wrong type", "answer is an object"),
     "answer that is no number": ("canonical", canonical(answer=float("nan")), "wrong type", "answer is nan"),

@@ -18,11 +18,15 @@ _SIGNATURES: Sequence[tuple[bytes, str, str]] = (
     (b"BZh", "a bzip2 archive", "unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "an xz archive", "unpack it with unxz"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it with 7z"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it with unrar"),
+    (b"\x04\x22\x4d\x18", "an lz4 archive", "unpack it with lz4 -d"),
     (b"PAR1", "a Parquet table", "save it as JSON Lines"),
     (b"ARROW1", "an Arrow table", "save it as JSON Lines"),
     (b"\x89HDF", "an HDF5 file", "save it as JSON Lines"),
     (b"SQLite format 3\x00", "an SQLite database", "save the table as JSON Lines"),
     (b"%PDF", "a PDF document", "download the data file itself"),
+    (b"<?xml", "an XML document, as servers send for an error", "download the data file itself"),
+    (b"<<<<<<< ", "an unresolved git conflict", "resolve it, or restore the file"),
     (b"\x80\x02", "a pickle, which can run code when it is opened,", "download the set in another format"),
     (b"\x80\x03", "a pickle, which can run code when it is opened,", "download the set in another format"),
     (b"\x80\x04", "a pickle, which can run code when it is opened,", "download the set in another format"),
@@ -35,7 +39,9 @@ _SIGNATURES: Sequence[tuple[bytes, str, str]] = (
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LFS_LIKE = re.compile(rb"\s*version https?://\S*(git-lfs|hawser)\S*")
 _TAR_MAGIC = slice(257, 262)
-_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+# Atomic groups: comments are skipped once, where a backtracking search would take exponential time.
+_HTML = re.compile(rb"\s*(?>(?:(?><!--.*?-->)\s*)*)<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_ANNEX = re.compile(rb"\S*/annex/objects/\S+\s*")
 _HEAD_BYTES = 1024
 
 
@@ -67,6 +73,8 @@ def describe_foreign(content: bytes) -> str | None:
     head = content[:_HEAD_BYTES]
     if head.startswith(_LFS) or _LFS_LIKE.match(head):
         return "found a Git LFS pointer, wanted the file that it stands for; run `git lfs pull` in its repository"
+    if _ANNEX.fullmatch(head):
+        return "found a git-annex pointer, wanted the file that it stands for; run `git annex get` in its repository"
     for signature, name, cure in _SIGNATURES:
         if head.startswith(signature):
             return f"found {name}, wanted text in UTF-8; {cure}"

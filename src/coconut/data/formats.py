@@ -88,6 +88,9 @@ def split_chain(text: str) -> list[str]:
     ['4-2=2', '2*3=6']
     >>> split_chain("Tom has 4 - 2 = 2 left. He buys 3 packs of 2.")
     ['Tom has 4 - 2 = 2 left.', 'He buys 3 packs of 2.']
+
+    Raises:
+        RowError: Equations follow each other without anything that would say where one ends.
     """
     steps: list[str] = []
     end = 0
@@ -98,8 +101,19 @@ def split_chain(text: str) -> list[str]:
 
 
 def _split_prose(text: str) -> list[str]:
-    words = text.split()
-    return words if all(map(_EQUATION.fullmatch, words)) else split_sentences(text)
+    """Split what stands between notes; punctuation alone is no step."""
+    words = [word.rstrip(",;") for word in text.split()]
+    if all(map(_EQUATION.fullmatch, words)):
+        return words
+    sentences = [sentence for sentence in split_sentences(text) if any(map(str.isalnum, sentence))]
+    for sentence in sentences:
+        if sentence.count("=") > 1 and not any(map(str.isalpha, sentence)):
+            raise RowError(
+                "layout",
+                f"several equations run together in {shown(sentence)}, wanted steps that can be told apart;"
+                " write each as <<...>>, or without blanks inside it, or give steps as a list",
+            )
+    return sentences
 
 
 def _parse_multiplication(content: Any) -> ParsedRow:
@@ -189,7 +203,10 @@ def _texts(record: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(values, list):
         found = f"{key} is {_kind(values)}" if key in record else f"no {key} in the record"
         raise RowError("wrong type" if key in record else "missing field", f"{found}, wanted a list of text")
-    return [_as_text(value, f"{key}[{i}]") for i, value in enumerate(values)]
+    return [
+        _as_text(value if isinstance(value, str) else _number_text(value), f"{key}[{i}]")
+        for i, value in enumerate(values)
+    ]
 
 
 def _as_text(value: Any, key: str) -> str:

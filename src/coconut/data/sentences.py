@@ -2,8 +2,8 @@
 
 import re
 
-# The end of a sentence is a line break, or punctuation that white space follows.
-_END = re.compile("[.!?]+[\"'\u201d\u2019)\\]]*\\s+|\\s*\\n\\s*")
+# The end of a sentence is a line break, or punctuation that white space follows; Chinese and Japanese write no blank.
+_END = re.compile("[.!?]+[\"'\u201d\u2019)\\]]*\\s+|[\u3002\uff01\uff1f]+[\"'\u201d\u2019\u300d)\\]]*\\s*|\\s*\\n\\s*")
 _ABBREVIATIONS = frozenset(
     ["mr.", "mrs.", "ms.", "dr.", "st.", "prof.", "no.", "nos.", "vs.", "e.g.", "i.e.", "approx.", "fig.", "eq."]
 )

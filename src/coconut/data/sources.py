@@ -153,8 +153,9 @@ def _lines(text: str, path: Path) -> list[_Row]:
 def _records(text: str, path: Path) -> list[_Row]:
     """Read a JSON list or JSON Lines. The content decides which, not the file's name."""
     if not text.lstrip().startswith("["):
-        # If the whole file is one object, it is not one line of many.
-        if text.lstrip().startswith("{") and isinstance(_document_or_none(text), dict):
+        # A file that is one object as a whole holds no rows, unless the object is one, on a line of its own.
+        whole = _document_or_none(text) if text.lstrip().startswith("{") else None
+        if isinstance(whole, dict) and ("\n" in text.strip() or "question" not in whole):
             raise ValueError(
                 f"{path}: found a JSON object, wanted a list of them, or JSON Lines with one a line;"
                 " put [ ] around a single record"
@@ -167,7 +168,11 @@ def _records(text: str, path: Path) -> list[_Row]:
 def _json_lines(text: str, path: Path) -> list[_Row]:
     rows = _lines(text, path)
     # If no line is an object, the file has another form, which is not a matter of single rows.
-    if len(rows) > 1 and not any(isinstance(_document_or_none(row.content), dict) for row in rows):
+    if rows and not any(isinstance(_document_or_none(row.content), dict) for row in rows):
+        if all(row.content.rstrip().endswith("},") for row in rows[:-1]) and len(rows) > 1:
+            raise ValueError(
+                f"{path}: lines end with a comma, wanted JSON Lines; take the commas out, or put [ ] around"
+            )
         raise ValueError(
             f"{path}: found no line that is a JSON object, wanted a list of objects, or JSON Lines with one whole"
             " object a line; if the file is cut short, restore it; if a record goes over several lines, put it on one"
