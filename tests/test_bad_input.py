@@ -191,7 +191,7 @@ ROW = {"question": "1 + 1 ?", "steps": ["2"], "answer": "2"}
         (b'[{"question": "caf\xe9"}]', "rows.json:1: byte 0xe9 at offset 18 is not UTF-8"),
         (json.dumps([ROW] * 9).encode()[:200], "rows.json:1: not valid JSON at column"),
         (json.dumps(ROW, indent=1).encode(), "rows.json: found a JSON object, wanted a list of them"),
-        (f"{json.dumps(ROW)},\n{json.dumps(ROW)},".encode(), "rows.json: lines end with a comma, wanted JSON Lines"),
+        (f"{json.dumps(ROW)},\n{json.dumps(ROW)},".encode(), "rows.json: lines end with a comma"),
         (b"404: Not Found", "rows.json: found no line that is a JSON object"),
         (b'<?xml version="1.0"?><Error/>', "rows.json: found an XML document"),
         (json.dumps([ROW, {"question": "1 ?", "steps": []}]).encode(), "rows.json: record 2: no answer among"),
