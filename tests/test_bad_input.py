@@ -201,7 +201,7 @@ ROW = {"question": "1 + 1 ?", "steps": ["2"], "answer": "2"}
         (json.dumps([ROW | {"question": "\ud800"}]).encode(), "holds half a character (a lone surrogate)"),
         (json.dumps(["a"]).encode(), "rows.json: record 1: "),
         (b"[" * 100_000, "rows.json: not usable JSON"),
-        (b"\x1f\x8b\x08\x00" + bytes(50), "rows.json: found a gzip archive, wanted text in UTF-8; unpack it with gunzip"),
+        (b"\x1f\x8b\x08\x00" + bytes(50), "rows.json: found a gzip archive, wanted text in UTF-8; unpack it"),
         *((json.dumps([ROW | {"question": f"1 {marker} ?"}]).encode(),
            f"rows.json: record 1: question holds the marker {marker}, which only the pipeline may write")
           for marker in MARKERS),
