@@ -255,6 +255,8 @@ def _read_plain(event: yaml.ScalarEvent) -> Any:
         return _WORDS[text]
     if text[0] in "+-.0123456789":
         return _read_number(event)
+    if text == "=":
+        raise _RefusedError(event, "found a lone '=', which DVC refuses, wanted a value; quote it if it is text")
     return _MERGE if text == "<<" else text
 
 
