@@ -1,66 +1,105 @@
-"""Which models can be read in passes."""
+"""Which models can be trained and asked in passes, and whether the fast path may read them."""
 
-import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from coconut.model.head import num_positions, output_logits
+from loguru import logger
+from transformers import PreTrainedModel
 
-_CHECK_COLUMNS = 8
-_CHECK_TOLERANCE = 1e-4
+from coconut.checkpoints.proof import MIN_POSITIONS, Proof, Results, find_difference
+from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing, first_line
+from coconut.devices import is_out_of_memory
+from coconut.model.choice import note_passes
+from coconut.model.fast.thresholds import Thresholds
+from coconut.model.head import num_positions
+from coconut.model.passes import PassOptions
+
+_PLAIN = (PassOptions(fast=False), PassOptions(fast=False, checkpoint_activations=True))
+_ALL = Thresholds(min_packed_work=0, min_weight_elements=0, min_multiplications=0)
+_STORE = (
+    PassOptions(thresholds=_ALL),
+    # Passes of several columns are attended by torch's kernel, as those of long rows are.
+    PassOptions(thresholds=dataclasses.replace(_ALL, max_scores=12), checkpoint_activations=True),
+)
+_NARROW = dataclasses.replace(_ALL, min_width=1 << 30)
+_LAYERS = (PassOptions(thresholds=_NARROW), PassOptions(thresholds=_NARROW, checkpoint_activations=True))
 
 
-@torch.no_grad()
-def check_supported(model: PreTrainedModel) -> None:
-    """Check that embeddings, body, cache and head, used one by one, give the model's own logits.
+@dataclass(frozen=True)
+class Support:
+    """Which passes may read a model."""
 
-    The model reads a few tokens at once; then its body reads their embeddings in two passes over
-    one key-value cache, as thoughts require, and `output_logits` follows. This finds models that
-    read in both directions, keep their past elsewhere, or do more after the body than we know of.
+    fast: bool
+    reason: str = ""
+    """Why not the fast path."""
+
+    def __str__(self) -> str:
+        return "fast" if self.fast else f"plain: {self.reason}"
+
+
+def check_supported(model: PreTrainedModel) -> Support:
+    """Prove that a model gives the same in passes over a padded batch as one row at a time without a cache.
+
+    Compared are the loss, its gradients and the logits of decoded tokens; see `coconut.checkpoints.proof`. The plain
+    passes must agree. If the fast ones do not, the model is read by the plain ones. The outcome is noted in the
+    model's config, and so in every checkpoint that comes from it; see `coconut.model.choice`.
 
     Raises:
-        ValueError: naming the model's class and what differs.
+        ValueError: naming the model's class and the property that it lacks.
     """
-    name = type(model).__name__
-    config = model.config.get_text_config()
-    # A model with fewer positions than that is a matter of its data, which `encode` judges.
-    num_columns = min(_CHECK_COLUMNS, num_positions(model))
-    ids_BT = torch.arange(num_columns, device=model.device)[None] % config.vocab_size
     was_training = model.training
     model.eval()
+    note_passes(model, "fast")  # Of the same model, another version of this package may have noted something else.
     try:
-        wanted_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        found_BTV = output_logits(model, _read_in_two_passes(model, ids_BT))
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"model: {name} cannot be read in passes over a key-value cache ({error});"
-            " wanted a decoder-only model with attention in every layer"
-        ) from error
+        support = _prove(model)
+        note_passes(model, str(support))
+        return support
     finally:
         model.train(was_training)
-    if not wanted_BTV.isfinite().all():
-        raise ValueError(f"model: the logits of {name} are not finite; its weights are damaged, fetch them again")
-    difference = (wanted_BTV - found_BTV).abs().max().item()
-    if difference > _CHECK_TOLERANCE * max(1.0, wanted_BTV.abs().max().item()):
+
+
+def _prove(model: PreTrainedModel) -> Support:
+    name, room = type(model).__name__, num_positions(model)
+    if room < MIN_POSITIONS:
+        raise ValueError(f"model: {name} has {room} positions, wanted at least {MIN_POSITIONS}; take another model")
+    if problem := find_missing(model, NEEDED):
+        raise _refused(name, problem)
+    proof = Proof(model, room)
+    try:
+        wanted = proof.read_alone()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        problem = find_missing(model, EXPLAINING) or f"cannot be read row by row ({first_line(error)})"
+        raise _refused(name, problem) from error
+    if not all(bool(tensor.isfinite().all()) for tensors in wanted.values() for tensor in tensors):
         raise ValueError(
-            f"model: read in two passes over a key-value cache, {name} gives logits that differ by {difference:.2g}"
-            " from those of one pass; wanted a decoder-only model with causal attention in every layer"
-            " and a head that is a linear map, scaled or capped at most"
+            f"model: {name} gives logits or gradients that are not finite; its weights are damaged, fetch them again"
         )
+    if problem := _find_problem(proof, wanted, _PLAIN):
+        raise _refused(name, find_missing(model, EXPLAINING) or problem)
+    is_wide = model.get_input_embeddings().weight.shape[1] >= _ALL.min_width
+    if problem := _find_problem(proof, wanted, _LAYERS + _STORE if is_wide else _LAYERS):
+        logger.warning("base: {} is read by the plain passes, because the fast path {}", name, problem)
+        return Support(fast=False, reason=f"the fast path {problem}")
+    logger.info("base: passes of {} give the same as rows read one at a time without a cache", name)
+    return Support(fast=True)
 
 
-def _read_in_two_passes(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    cache = DynamicCache(config=model.config)
-    embeds_BTD = model.get_input_embeddings()(ids_BT)
-    columns_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    cut = ids_BT.shape[1] // 2
-    hidden_parts = [
-        model.base_model(
-            inputs_embeds=embeds_BTD[:, columns],
-            position_ids=columns_BT[:, columns],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        for columns in (slice(0, cut), slice(cut, None))
-    ]
-    return torch.cat(hidden_parts, dim=1)
+def _refused(name: str, problem: str) -> ValueError:
+    return ValueError(f"model: {name} {problem}; wanted a decoder-only model with causal attention in every layer")
+
+
+def _find_problem(proof: Proof, wanted: Results, ways: Sequence[PassOptions]) -> str | None:
+    """Say what goes wrong when the model is read in one of these ways."""
+    for options in ways:
+        try:
+            problem = find_difference(proof.read_in_passes(options), wanted)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return f"fails over several passes ({first_line(error)})"
+        if problem:
+            return problem
+    return None

@@ -8,6 +8,18 @@ from coconut.model.fast.passes import LayerPasses, StorePasses, can_store
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions, PlainPasses
 
+_NOTE = "coconut_passes"
+
+
+def noted_passes(model: PreTrainedModel) -> str:
+    """Return which passes are proved for a model: "fast", or "plain: " and why not the fast ones."""
+    return str(getattr(model.config, _NOTE, "fast"))
+
+
+def note_passes(model: PreTrainedModel, passes: str) -> None:
+    """Note it in the model's config, which every checkpoint of the model takes along."""
+    setattr(model.config, _NOTE, passes)
+
 
 def open_passes(
     model: PreTrainedModel,
@@ -20,7 +32,7 @@ def open_passes(
 ) -> PlainPasses:
     """Make the passes over a batch.
 
-    * Plain: where `options.fast` is off.
+    * Plain: where `options.fast` is off, or the fast path is not proved for the model.
     * Our layers on the library's cache: for narrow models, for attention that the key-value store does not
       compute, and for Jacobi iteration, which reads columns several times.
     * Our layers on the key-value store: everywhere else.
@@ -31,7 +43,7 @@ def open_passes(
     """
     num_columns = batch.input_ids_BT.shape[1] + num_further_columns
     kind: type[PlainPasses] = PlainPasses
-    if options.fast:
+    if options.fast and noted_passes(model).startswith("fast"):
         reads_once = not feedback.parallel_iterations or not bool(batch.is_latent_BT.any())
         kind = StorePasses if reads_once and can_store(model, num_columns, options) else LayerPasses
     return kind(
