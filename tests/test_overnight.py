@@ -496,7 +496,7 @@ def test_the_lock_of_a_living_dvc_is_respected(root):
     assert dvc.returncode == 0
     assert "removed" not in night.stdout
     assert night.returncode == 0, night.stdout
-    assert f"another dvc (pid {dvc.pid}) is at work on {root / 'outputs/base'}; trying again in 2 s" in night.stdout
+    assert re.search(rf"another dvc \(pid {dvc.pid}\) is at work on .*; trying again in 2 s", night.stdout)
 
 
 def test_a_mistake_in_dvc_yaml_is_reported_and_not_retried_for_long(root):
