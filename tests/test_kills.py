@@ -68,7 +68,8 @@ WIDE_RECIPE: dict[str, Any] = {
 }
 """At a width at which the fast path is on."""
 TIMINGS = {
-    "seconds", "tokens_per_s", "ms_per_update", "seconds_per_example", "train_seconds", "peak_memory_mb",
+    "seconds", "cpu_seconds", "load", "tokens_per_s", "ms_per_update", "seconds_per_example", "peak_memory_mb",
+    "cpu_seconds_per_example", "eval_load", "train_seconds", "train_cpu_seconds", "train_load",
 }  # fmt: skip
 
 
