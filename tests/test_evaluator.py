@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from coconut.data.curriculum import ALL_STEPS, ViewPlan
 from coconut.data.examples import Example
-from coconut.evaluation.entry import summarise
+from coconut.evaluation.entry import find_doubtful, summarise
 from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches, judge
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded
@@ -58,7 +58,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny_gpt2: PreTrai
 
 def test_out_of_memory_with_one_row_is_an_error(tiny_gpt2: PreTrainedModel) -> None:
     refuse_more_rows_than(tiny_gpt2, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(ValueError, match=r"rows [01]: the model failed: out of memory with one row at a time"):
         make_evaluator(tiny_gpt2).decode(make_prompts(0, (3, 3)))
 
 
@@ -120,3 +120,18 @@ def test_metrics_are_shares_and_means_and_no_chain_is_compared_where_none_is_vis
     assert found["cot_match"] == 0.5
     evaluator.plan = ViewPlan(ALL_STEPS, 3)
     assert summarise(outcomes, examples, evaluator)["cot_match"] is None
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ((0.0, 0.0, 1.0), "no generated text holds an answer"),
+        ((0.0, 0.0, 0.5), "no answer is right, neither in test nor in valid"),
+        ((0.0, 0.1, 0.5), None),
+        ((0.9, 0.9, 0.0), None),
+    ],
+)
+def test_results_that_speak_of_the_set_up_are_doubted(shares: tuple[float, float, float], message: str | None) -> None:
+    doubts = find_doubtful(dict(zip(("accuracy", "valid_accuracy", "no_answer_share"), shares, strict=True)))
+    assert len(doubts) == (message is not None)
+    assert all(message is not None and message in doubt for doubt in doubts)

@@ -14,6 +14,7 @@ from coconut.checkpoints.tensors import load_tensors, save_tensors
 from coconut.config.schema import Entry, Params
 from coconut.layout import LOG_DIR
 from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.plausibility import doubts_about_entry
 from coconut.pipeline.resume import ResumeStore, State, TensorsFile
 from coconut.pipeline.signals import Stop, stop_on_signals
 from coconut.tracking import Track, tracking
@@ -43,6 +44,8 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
     inputs = inputs or StageInputs.read(f"train@{name}")
     trainer, tokenizer = set_up(params, params.curriculum[name])
     leads = trainer.accelerator.is_main_process
+    for doubt in doubts_about_entry(params.curriculum, name, len(trainer.dataset)):
+        logger.warning("{}", doubt)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         store = _open_store(stack, inputs, trainer)
