@@ -19,6 +19,7 @@ _PLAIN = (PassOptions(fast=False), PassOptions(fast=False, checkpoint_activation
 _ALL = Thresholds(min_packed_work=0, min_weight_elements=0, min_multiplications=0)
 _STORE = (
     PassOptions(thresholds=_ALL),
+    PassOptions(thresholds=dataclasses.replace(_ALL, min_packed_work=1 << 60)),  # Padding is computed, not packed.
     # Passes of several columns are attended by torch's kernel, as those of long rows are.
     PassOptions(thresholds=dataclasses.replace(_ALL, max_scores=12), checkpoint_activations=True),
 )

@@ -104,7 +104,8 @@ class LayerColumns:
             query, keys, values = self.operands(query_BHSd, current)
             probabilities = self.probabilities(query, keys, mask, scaling).to(values.dtype)
             out_BHSd = torch.bmm(probabilities, values).view(*query_BHSd.shape[:3], -1)
-        out: Tensor = out_BHSd.transpose(1, 2)
+        # As transformers' own attention gives it: some models take views of it.
+        out: Tensor = out_BHSd.transpose(1, 2).contiguous()
         return out
 
     def operands(self, query_BHSd: Tensor, current: Pass) -> tuple[Tensor, Tensor, Tensor]:
