@@ -24,6 +24,7 @@ from coconut.files import check_free_space, digest_file, replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, RECEIPTS_DIR, checkpoint_dir
 from coconut.logs import shows_progress
 from coconut.model.head import num_positions
+from coconut.model.passes import PassOptions
 
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""
@@ -102,6 +103,7 @@ def _open_evaluator(params: Params, name: str) -> Evaluator:
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
+        options=PassOptions(fast=params.runtime.fast),
     )
 
 

@@ -21,6 +21,7 @@ from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View
 from coconut.devices import Stopwatch, explain_failure, machine_load
 from coconut.model.feedback import Feedback
+from coconut.model.passes import PassOptions
 from coconut.pipeline.signals import Interrupted
 from coconut.training.learner import Learner, Tensors
 from coconut.training.objective import Cost, Objective, check_finite
@@ -80,7 +81,7 @@ class Trainer:
             self.accelerator,
             self.pad_id,
             micro_batch=self.entry.train.batch_size if micro == "auto" else micro,
-            checkpoint_activations=self.runtime.checkpoint_activations,
+            options=PassOptions(fast=self.runtime.fast, checkpoint_activations=self.runtime.checkpoint_activations),
         )
         self.watch = Stopwatch()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -47,8 +47,8 @@ class Objective:
     accelerator: Accelerator
     pad_id: int
     micro_batch: int
+    options: PassOptions = field(default_factory=PassOptions)
     num_oom_retries: int = 0
-    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         self._has_dropout = has_dropout(self.model)
@@ -91,10 +91,8 @@ class Objective:
             batch = collate([views[row] for row in taken], pad_id=self.pad_id)
             counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
             with self.accelerator.autocast():
-                options = PassOptions(checkpoint_activations=self.checkpoint_activations)
-                nll, _ = latent_nll(
-                    self.model, self.feedback, batch.to(device), options, keys_B=None if keys is None else keys[taken]
-                )
+                keys_B = None if keys is None else keys[taken]
+                nll, _ = latent_nll(self.model, self.feedback, batch.to(device), self.options, keys_B=keys_B)
             self.accelerator.backward(nll / max(1, num_tokens))
             sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
             sums[0] += nll.detach()

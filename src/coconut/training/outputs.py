@@ -13,6 +13,7 @@ from coconut.checkpoints.tensors import OPTIMIZER_FILE, save_tensors
 from coconut.devices import peak_memory_mb
 from coconut.files import check_free_space, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir
+from coconut.model.choice import noted_passes
 from coconut.pipeline.resume import resume_dir
 from coconut.training.loop import Trainer
 from coconut.training.position import history_csv
@@ -102,7 +103,7 @@ def write_outputs(
 
 
 def _summary(trainer: Trainer, versions: Mapping[str, str]) -> dict[str, object]:
-    """What `train.json` says: seconds, updates, memory in MB, load of the machine, versions."""
+    """What `train.json` says: seconds, updates, memory in MB, load of the machine, passes and versions."""
     loads = [row["load"] for row in trainer.position.history]
     return {
         "train_seconds": round(trainer.watch.seconds, 3),
@@ -112,5 +113,6 @@ def _summary(trainer: Trainer, versions: Mapping[str, str]) -> dict[str, object]
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "micro_batch": trainer.objective.micro_batch,
         "train_oom_retries": trainer.num_oom_retries,
+        "passes": noted_passes(trainer.model) if trainer.runtime.fast else "plain: runtime.fast is off",
         "versions": dict(versions),
     }

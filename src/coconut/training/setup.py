@@ -24,6 +24,7 @@ from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir
 from coconut.model.feedback import Feedback
 from coconut.model.head import num_positions
+from coconut.model.passes import PassOptions
 from coconut.training.learner import Learner
 from coconut.training.loop import Trainer
 from coconut.training.optimizer import fits_optimizer
@@ -70,6 +71,7 @@ def _build_trainer(
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
+        options=PassOptions(fast=params.runtime.fast),
     )
     return Trainer(
         entry=entry,
