@@ -107,6 +107,16 @@ def test_dvc_plots_draws_a_line_for_every_entry(project):
 
 
 @pytest.mark.slow
+def test_an_experiment_in_a_copy_of_the_work_tree_has_a_page_without_marks(project):
+    run(project, "dvc", "exp", "run", "--temp", "-n", "other", "-S", "curriculum.no_cot.lr=1e-3")
+    run(project, "dvc", "exp", "apply", "other")
+    text = (project / "outputs/report/report.md").read_text(encoding="utf-8")
+    assert "| no_cot   |" in text
+    assert "of another run" not in text
+    assert "partial" not in text
+
+
+@pytest.mark.slow
 def test_after_a_failure_make_names_the_page_of_what_there_is_and_the_table_marks_its_rows(project):
     write_params(project, {"curriculum.latent_1.min_accuracy": 1.0, "curriculum.latent_1.lr": 1e-9})
     done = make(project, "repro")
