@@ -15,6 +15,7 @@ from coconut.data.views import IGNORED, View
 from coconut.model.choice import noted_passes, open_passes
 from coconut.model.fast.passes import LayerPasses, StorePasses
 from coconut.model.feedback import Feedback
+from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions, PlainPasses
 from families import build_family
 
@@ -81,6 +82,25 @@ def test_a_refusal_names_the_property_that_is_missing(family: str, words: str) -
     with pytest.raises(ValueError, match=rf"model: {type(model).__name__} .*; wanted a decoder-only model") as refusal:
         check_supported(model)
     assert words in str(refusal.value)
+
+
+def test_rotary_embeddings_that_look_at_the_longest_row_limit_the_positions(log_lines: list[str]) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    original = {"original_max_position_embeddings": 32}
+    model = build_family("phi3", 64, rope_parameters=rope | original, **original, partial_rotary_factor=1.0)
+    check_supported(model)
+    assert num_positions(model) == 32
+    assert any("of Phi3ForCausalLM, 32 positions are used" in line for line in log_lines)
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "dynamic"}, {"rope_type": "yarn", "original_max_position_embeddings": 32}]
+)
+def test_other_rotary_embeddings_keep_all_positions(rope: dict[str, object], log_lines: list[str]) -> None:
+    model = build_family("llama", 64, rope_parameters={"rope_theta": 1e4, "factor": 4.0} | rope)
+    check_supported(model)
+    assert num_positions(model) == 128
+    assert not log_lines
 
 
 class CountsColumns(torch.nn.Module):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from coconut.checkpoints.proof import MIN_POSITIONS, Proof, Results, find_difference
 from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing, first_line
+from coconut.config.positions import rope_limit
 from coconut.devices import is_out_of_memory
 from coconut.model.choice import note_passes
 from coconut.model.fast.thresholds import Thresholds
@@ -64,6 +65,13 @@ def _prove(model: PreTrainedModel) -> Support:
     name, room = type(model).__name__, num_positions(model)
     if room < MIN_POSITIONS:
         raise ValueError(f"model: {name} has {room} positions, wanted at least {MIN_POSITIONS}; take another model")
+    if (limit := rope_limit(model.config.get_text_config().to_dict())) is not None:
+        logger.warning(
+            "base: of {}, {} positions are used: beyond them, the rotary embeddings of a row depend on the longest row"
+            " of its batch",
+            name,
+            limit,
+        )
     if problem := find_missing(model, NEEDED):
         raise _refused(name, problem)
     proof = Proof(model, room)
