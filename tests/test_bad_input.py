@@ -20,6 +20,7 @@ import transformers
 
 from coconut import files as guard
 from coconut.data.examples import MARKERS, Example, read_examples
+from coconut.training import entry as training_entry
 from coconut.training import outputs as training_outputs
 from inprocess import ROWS_FILE, canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, TINY, commit, environment, make_project, run, stages_run, write_params
@@ -378,7 +379,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(project: Path) -> None:
     block(project / "outputs/logs")
     ended = stage(project, "preprocess")
     assert ended.exit_code == 0
-    assert "WARNING | outputs/logs: no log file: " in ended.terminal
+    assert "WARNING: outputs/logs/preprocess.log: the log file lacks lines from here on: " in ended.terminal
 
 
 @pytest.fixture
@@ -421,7 +422,7 @@ def test_a_disk_that_takes_nothing_is_named(
     if options != "ro":
         (project / folder / "ballast").write_bytes(bytes(4096))
     error = stage(project, name).error
-    assert re.search(rf"{folder}.*: .*(Read-only file system|No space left|MB free on its disk)", error), error
+    assert re.search(rf"{folder}.*: .*(Read-only file system|No space left|free on its disk)", error), error
 
 
 @pytest.mark.parametrize("name", ["preprocess", "base", "encode", "train@cot", "evaluate@cot", "report"])
@@ -431,13 +432,12 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(
     outputs = [
         path for folder in ("data/examples", "data/encoded", "outputs") for path in (project / folder).rglob("*")
     ]
-    before = {path: path.stat().st_mtime_ns for path in outputs if path.is_file() and path.suffix != ".log"}
+    before = {path: path.stat().st_mtime_ns for path in outputs if path.is_file() and path.parent.name != "logs"}
     shutil.rmtree(project / ".resume")
     monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
     error = stage(project, name).error
-    assert re.search(r"(data|outputs|\.resume).*: 0 MB free on its disk, \d+ MB wanted for what the stage", error), (
-        error
-    )
+    wanted = r"(data|outputs|\.resume).*: 99 bytes free on its disk, [\d.]+ ([kM]B|bytes) wanted for what the stage"
+    assert re.search(wanted, error), error
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -445,6 +445,21 @@ def test_train_json_names_versions_and_load(finished: Path) -> None:
     summary = json.loads((finished / "outputs/cot/train.json").read_text())
     assert summary["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
     assert {"train_cpu_seconds", "train_load"} <= summary.keys()
+    assert summary["passes"] == "fast"
+
+
+def test_a_state_of_other_versions_goes_on_with_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = (project / "outputs/cot/checkpoint/model.safetensors").read_bytes()
+    shutil.rmtree(project / "outputs/cot/checkpoint")
+    monkeypatch.setattr(training_entry, "versions", lambda: {"torch": torch.__version__, "transformers": "99.0"})
+    ended = stage(project, "train@cot")
+    assert ended.exit_code == 0, ended.terminal
+    assert re.search(r"WARNING \| cot: the resume state was saved with transformers \S+ \(here 99.0\)", ended.terminal)
+    assert (project / "outputs/cot/checkpoint/model.safetensors").read_bytes() == weights
+
+
+def test_questions_that_do_not_fit_are_counted(finished: Path) -> None:
+    assert json.loads((finished / "outputs/cot/metrics.json").read_text())["num_left_out"] == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")

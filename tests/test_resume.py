@@ -383,7 +383,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize("junk", JUNK)
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.replace(str(os.getpid()), "own-pid") or "the folder itself")
+@pytest.mark.parametrize(
+    "place", PLACES, ids=lambda place: place.replace(str(os.getpid()), "own-pid") or "the folder itself"
+)
 def test_junk_in_the_folder_of_a_stage_ends_nothing(tmp_path, place, junk):
     save(tmp_path, 1, 2)
     path = tmp_path / FOLDER / place

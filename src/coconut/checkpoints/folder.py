@@ -101,9 +101,12 @@ def _no_checkpoint(folder: Path) -> str:
 
 
 def _read_meta(path: Path) -> CheckpointMeta:
-    found, wanted = read_json(path), {field.name for field in dataclasses.fields(CheckpointMeta)}
-    if found.keys() != wanted:
-        raise ValueError(f"{path}: found {sorted(found)!s:.300}, wanted exactly the keys {sorted(wanted)}; {RESTORE}")
+    found, fields = read_json(path), dataclasses.fields(CheckpointMeta)
+    # Keys with a default were added later: checkpoints from before them are still read.
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not required <= found.keys() <= {field.name for field in fields}:
+        wanted = sorted(field.name for field in fields)
+        raise ValueError(f"{path}: found {sorted(found)!s:.300}, wanted exactly the keys {wanted}; {RESTORE}")
     try:
         meta: CheckpointMeta = parse(found, CheckpointMeta, "")
         parse_thought(meta.thought)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from coconut.config.schema import LatentConfig, Method
 from coconut.config.strict import Range
+from coconut.data.chat import PROMPT_DATE
 from coconut.data.curriculum import ViewPlan, plan_view
 
 Prompt = Literal["plain", "chat"]
@@ -28,6 +29,8 @@ class CheckpointMeta:
     """Reasoning tokens that `icot` had removed in its last update; 0 for other methods."""
     num_removed_at_end: _Number = 0
     """What its schedule had come to by then, from where a child goes on."""
+    prompt_date: str = ""
+    """The day that chat templates were told, in ISO form; nothing where prompts are plain."""
 
     @classmethod
     def of(
@@ -53,6 +56,7 @@ class CheckpointMeta:
             prompt=prompt,
             num_removed_tokens=num_removed_tokens,
             num_removed_at_end=num_removed_at_end,
+            prompt_date=f"{PROMPT_DATE:%Y-%m-%d}" if prompt == "chat" else "",
         )
 
     def latent_config(self) -> LatentConfig:

@@ -65,6 +65,8 @@ def evaluate_entry(params: Params, name: str) -> None:
         "valid_loss": evaluator.loss(datasets["valid"]),
         **speed,
         "eval_load": round(machine_load(), 3),
+        # Their prompt does not fit into the model's positions.
+        "num_left_out": len(examples["test"]) - len(load_encoded(ENCODED_DIR, "test")),
         "eval_oom_retries": evaluator.num_oom_retries,
         **training,
     }
@@ -146,6 +148,7 @@ METRICS = (
     "train_load",
     "cpu_seconds_per_example",
     "eval_load",
+    "num_left_out",
 )
 """Keys of `metrics.json`, the same for every entry, test split under plain names."""
 
