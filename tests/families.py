@@ -98,7 +98,11 @@ def build_family(family: str, width: int, seed: int = 0, **overrides: Any) -> Pr
     config = kind(**(_small(kind, width) | _special(width).get(family, {}) | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():  # What starts at zero must count, as it does in trained models.
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return model.eval()
 
 
 def _small(kind: type[PretrainedConfig], width: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def read_rows() -> dict[str, str]:
 
 
 def write_row(kind: str, line: str) -> None:
-    with (PAGE.parent / ".models.lock").open("w") as lock:
+    with PAGE.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # Tests of several processes write the page.
         rows = read_rows() | {kind: line}
         lines = [rows[kind] for kind in KINDS if kind in rows]

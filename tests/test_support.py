@@ -103,6 +103,23 @@ def test_other_rotary_embeddings_keep_all_positions(rope: dict[str, object], log
     assert not log_lines
 
 
+@pytest.mark.parametrize(
+    ("family", "values", "draws_freely"),
+    [
+        ("gpt2", {}, False),
+        ("llama", {"attention_dropout": 0.1}, False),
+        ("phimoe", {"router_jitter_noise": 0.3, "input_jitter_noise": 0.3}, True),
+        ("opt", {"layerdrop": 0.5, "num_hidden_layers": 8}, True),
+    ],
+)
+def test_draws_that_belong_to_no_row_are_told(
+    family: str, values: dict[str, object], draws_freely: bool, log_lines: list[str]
+) -> None:
+    torch.manual_seed(0)
+    check_supported(build_family(family, 64, **values))
+    assert any("draws random numbers that belong to no row" in line for line in log_lines) == draws_freely
+
+
 class CountsColumns(torch.nn.Module):
     """Adds to each column its number in the pass: right for one row without a cache, wrong in later passes."""
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from coconut.data.collator import Batch, collate
 from coconut.data.views import IGNORED, View
 from coconut.model.choice import open_passes
+from coconut.model.dropout import has_dropout
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, read_columns
 from coconut.model.passes import PassOptions
@@ -73,6 +74,21 @@ class Proof:
             nll, _ = latent_nll(self.model, self.feedback, batch, options)
         is_real_BT = batch.attention_mask_BT.bool()
         return self._results(nll, looked_up, self._decode(options), is_real_BT)
+
+    def read_in_training(self, *, micro_batch: int) -> Results:
+        """Read the rows by plain passes in training mode, with the masks of dropout that belong to each row."""
+        keys_B = torch.arange(len(self.views)) if has_dropout(self.model) else None
+        nll = torch.zeros((), device=self.model.device)
+        self.model.train()
+        try:
+            for start in range(0, len(self.views), micro_batch):
+                rows = slice(start, start + micro_batch)
+                batch, keys = self._collate(self.views[rows]), None if keys_B is None else keys_B[rows]
+                nll = nll + latent_nll(self.model, self.feedback, batch, PassOptions(fast=False), keys_B=keys)[0]
+        finally:
+            self.model.eval()
+        gradients = torch.autograd.grad(nll, self.weights, allow_unused=True)
+        return {"the loss": [nll.detach()], "the gradient of the weights": [g for g in gradients if g is not None]}
 
     def _read_row(self, view: View) -> tuple[Tensor, Tensor]:
         own_1TD = self.embed(torch.tensor([view.input_ids], device=self.model.device))

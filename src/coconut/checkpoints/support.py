@@ -1,8 +1,9 @@
 """Which models can be trained and asked in passes, and whether the fast path may read them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loguru import logger
 from transformers import PreTrainedModel
@@ -88,6 +89,7 @@ def _prove(model: PreTrainedModel) -> Support:
         )
     if problem := _find_problem(proof, wanted, _PLAIN):
         raise _refused(name, find_missing(model, EXPLAINING) or problem)
+    _warn_of_draws(proof, name)
     is_wide = model.get_input_embeddings().weight.shape[1] >= _ALL.min_width
     if problem := _find_problem(proof, wanted, _LAYERS + _STORE if is_wide else _LAYERS):
         logger.warning("base: {} is read by the plain passes, because the fast path {}", name, problem)
@@ -96,19 +98,35 @@ def _prove(model: PreTrainedModel) -> Support:
     return Support(fast=True)
 
 
+def _warn_of_draws(proof: Proof, name: str) -> None:
+    """Say so if the gradient of an update depends on how it is cut, by draws that do not belong to a row."""
+    at_once, one_by_one = (partial(proof.read_in_training, micro_batch=size) for size in (len(proof.views), 1))
+    if problem := _tried(lambda: find_difference(at_once(), one_by_one())):
+        logger.warning(
+            "base: in training, {} draws random numbers that belong to no row (layers that are left out, a router's"
+            " jitter), so its results depend on runtime.micro_batch, on retries and on the number of processes; set"
+            " these probabilities to 0 in its config.json ({})",
+            name,
+            problem,
+        )
+
+
 def _refused(name: str, problem: str) -> ValueError:
     return ValueError(f"model: {name} {problem}; wanted a decoder-only model with causal attention in every layer")
 
 
 def _find_problem(proof: Proof, wanted: Results, ways: Sequence[PassOptions]) -> str | None:
     """Say what goes wrong when the model is read in one of these ways."""
-    for options in ways:
-        try:
-            problem = find_difference(proof.read_in_passes(options), wanted)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return f"fails over several passes ({first_line(error)})"
-        if problem:
-            return problem
-    return None
+    reads = (partial(proof.read_in_passes, options) for options in ways)
+    problems = (_tried(lambda read=read: find_difference(read(), wanted)) for read in reads)  # type: ignore[misc]
+    return next((problem for problem in problems if problem), None)
+
+
+def _tried(compare: Callable[[], str | None]) -> str | None:
+    """Return the difference that is found, or the words for an error of the model's own code."""
+    try:
+        return compare()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"fails over several passes ({first_line(error)})"
