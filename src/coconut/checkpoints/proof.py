@@ -37,6 +37,7 @@ TOLERANCE = 1e-4
 """Of the largest value of its kind. Rounding stays below 1e-5; a wrong mask or position gives 1e-2 and more."""
 _GRADIENT_TOLERANCE = 2e-3
 """Rounding comes to 8e-4 in models that divide by very small norms; a wrong mask or position gives 1e-2 and more."""
+_LARGE = 1 << 28
 _MAX_WEIGHTS = 1 << 24
 """Gradients are compared for the smallest weights, up to this many elements: there may be no room for a second copy
 of a large model's weights."""
@@ -58,6 +59,8 @@ class Proof:
         self.prompts = [_prompt(view, num_slots=lengths[0][1]) for view in self.views]
         self.num_decoded = min(len(self.views[row].input_ids) - len(self.prompts[row].input_ids) for row in _STAYING)
         self.weights = _smallest_weights(model)
+        self.is_large = model.num_parameters() > _LARGE
+        """Whether each way of reading takes many seconds."""
 
     def read_alone(self) -> Results:
         """Read each row without padding and without a cache: everything again for every thought."""

@@ -13,6 +13,7 @@ from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing, fir
 from coconut.config.positions import rope_limit
 from coconut.devices import is_out_of_memory
 from coconut.model.choice import note_passes
+from coconut.model.dropout import has_dropout
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
@@ -89,7 +90,8 @@ def _prove(model: PreTrainedModel) -> Support:
         )
     if problem := _find_problem(proof, wanted, _PLAIN):
         raise _refused(name, find_missing(model, EXPLAINING) or problem)
-    _warn_of_draws(proof, name)
+    if not proof.is_large or has_dropout(model):
+        _warn_of_draws(proof, name)
     is_wide = model.get_input_embeddings().weight.shape[1] >= _ALL.min_width
     if problem := _find_problem(proof, wanted, _LAYERS + _STORE if is_wide else _LAYERS):
         logger.warning("base: {} is read by the plain passes, because the fast path {}", name, problem)
@@ -116,8 +118,8 @@ def _refused(name: str, problem: str) -> ValueError:
 
 
 def _find_problem(proof: Proof, wanted: Results, ways: Sequence[PassOptions]) -> str | None:
-    """Say what goes wrong when the model is read in one of these ways."""
-    reads = (partial(proof.read_in_passes, options) for options in ways)
+    """Say what goes wrong when the model is read in one of these ways; of a large model, in the last one."""
+    reads = (partial(proof.read_in_passes, options) for options in ways[-1 if proof.is_large else 0 :])
     problems = (_tried(lambda read=read: find_difference(read(), wanted)) for read in reads)  # type: ignore[misc]
     return next((problem for problem in problems if problem), None)
 
