@@ -117,12 +117,13 @@ def case(seed: int) -> str:
         nll.backward()
         found = found + nll.detach()
     of_batch = gradients([model, feedback])
-    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    # In bfloat16, rounding turns signs on which suppressed[...] depends, and thoughts pass it on.
+    tolerance, of_gradients = (1e-5, 1e-5) if dtype == torch.float32 else (0.1, 0.5)
     assert abs(found - wanted) <= tolerance * wanted, told
     norm = torch.stack([gradient.norm() for gradient in of_alone.values()]).norm()
     for name, gradient in of_alone.items():
         assert name in of_batch or float(gradient.abs().max()) == 0, (told, name)
-        assert (of_batch.get(name, gradient * 0) - gradient).norm() <= max(tolerance, 1e-5) * norm, (told, name)
+        assert (of_batch.get(name, gradient * 0) - gradient).norm() <= of_gradients * norm, (told, name)
     if dtype == torch.float32:
         compare_decoding(model, feedback, views, options, told)
     return told
