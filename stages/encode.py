@@ -24,14 +24,8 @@ from coconut.pipeline.stage import run_stage
 def main() -> None:
     """Write `data/encoded/{train,valid,test}.arrow` and `outputs/encode.json`."""
     params = load_params()
-    metrics = encode_splits(
-        EXAMPLES_DIR,
-        checkpoint_dir(BASE),
-        ENCODED_DIR,
-        prompt=params.encode.prompt,
-        latent=params.latent,
-        num_processes=num_workers(params.runtime.num_workers),
-    )
+    options = {"latent": params.latent, "num_processes": num_workers(params.runtime.num_workers)}
+    metrics = encode_splits(EXAMPLES_DIR, checkpoint_dir(BASE), ENCODED_DIR, prompt=params.encode.prompt, **options)
     # The day that chat templates were shown; `Reasoner` shows the same one.
     date = PROMPT_DATE.date().isoformat() if params.encode.prompt == "chat" else None
     content = json.dumps(metrics | {"prompt_date": date}, indent=2) + "\n"

@@ -121,8 +121,8 @@ def test_a_tokenizer_beside_a_bare_config_is_used(run, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "config.json: cannot be read: .* not a valid JSON"),
-        ("[]", "config.json: cannot be read"),
+        ("{", "config.json: found no usable JSON .*, wanted a JSON object"),
+        ("[]", "config.json: found list, wanted a JSON object"),
         ("{}", "config.json: cannot be read: .*model_type"),
         ('{"model_type": "nothing"}', "config.json: cannot be read: .*nothing"),
         ('{"model_type": "gpt2", "n_embd": "wide"}', "config.json: cannot be read: .*n_embd.* got str"),

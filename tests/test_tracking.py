@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from loguru import logger
 
 from coconut.config.params import load_params
-from coconut.tracking import tracking
+from coconut.tracking import Track, tracking
+from coconut.training.outside import Outside
 from test_config import SHIPPED
 from test_loop import make_entry, make_trainer
 
@@ -131,10 +132,21 @@ def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+class Tracking(Outside):
+    """Passes on what a trainer tracks."""
+
+    def __init__(self, track: Track) -> None:
+        self._track = track
+
+    def track(self, values: Mapping[str, Any], update: int) -> None:
+        self._track(values, update)
+
+
 def test_the_trainer_tells_every_epoch_of_its_history() -> None:
     params = load_params(SHIPPED)
     told: list[tuple[dict[str, Any], int]] = []
-    trainer = make_trainer(params, make_entry(params), track=lambda values, update: told.append((dict(values), update)))
+    outside = Tracking(lambda values, update: told.append((dict(values), update)))
+    trainer = make_trainer(params, make_entry(params), outside=outside)
     trainer.fit()
     assert told[0] == ({"valid_loss": 1.0, "valid_accuracy": 0.5}, 0)
     epochs = [(values, update) for values, update in told if "epoch" in values]
@@ -146,7 +158,7 @@ def test_training_is_the_same_whatever_the_tracker_does(fake: type[FakeTracker],
     plain = make_trainer(params, make_entry(params))
     plain.fit()
     with tracking("fake", run="cot", config=CONFIG, folder=tmp_path) as track:
-        tracked = make_trainer(params, make_entry(params), track=track)
+        tracked = make_trainer(params, make_entry(params), outside=Tracking(track))
         tracked.fit()
     assert [row["train_loss"] for row in tracked.position.history] == [
         row["train_loss"] for row in plain.position.history

@@ -150,7 +150,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"{path}:{error.lineno}: not valid JSON at column {error.colno}: {error.msg}; restore the file"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: not usable JSON: {error}; restore the file") from None
+        raise ValueError(f"{path}: not usable JSON: {error}, wanted a JSON object; restore the file") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: found {kind_of(fields)}, wanted a JSON object {{...}}; restore the file")
     if isinstance(fields, RepeatedKey):
