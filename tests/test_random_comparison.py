@@ -4,6 +4,7 @@
 `COCONUT_COMPARE_SEED` chooses other cases. A failure names the seed of its case: `case(SEED)` is that case alone.
 """
 
+import copy
 import os
 import random
 import time
@@ -86,6 +87,22 @@ def gradients(modules: list[nn.Module]) -> dict[str, Tensor]:
     return found
 
 
+def read_alone(model: PreTrainedModel, feedback: Feedback, views: list[View]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of the rows, each on its own, and its gradients."""
+    nll = torch.zeros(())
+    for view in views:
+        targets, logits = torch.tensor(view.labels[1:]), read_row(model, feedback, view)[:-1]
+        nll = nll + functional.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+    nll.backward()
+    return nll.detach(), gradients([model, feedback])
+
+
+def worst_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest difference of a weight's gradient, relative to all gradients together."""
+    norm = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    return max(float((found.get(name, 0 * gradient) - gradient).norm() / norm) for name, gradient in wanted.items())
+
+
 def case(seed: int) -> str:
     """Try one case; return what it was."""
     source = random.Random(seed)
@@ -102,14 +119,7 @@ def case(seed: int) -> str:
     told = f"seed {seed}: {family} {overrides} {width}, {way}, {thought}, slots {num_slots} by {micro_batch}, {dtype}"
     feedback = build_feedback(thought, model, parallel_iterations=rounds)
     views = [random_view(source, number, markers=markers, has_thoughts=source.random() < 0.9) for number in num_slots]
-    targets = [torch.tensor(view.labels[1:]) for view in views]
-    alone = [
-        functional.cross_entropy(read_row(model, feedback, view)[:-1], target, reduction="sum", ignore_index=IGNORED)
-        for view, target in zip(views, targets, strict=True)
-    ]
-    wanted = torch.stack(alone).sum()
-    wanted.backward()
-    of_alone = gradients([model, feedback])
+    wanted, of_alone = read_alone(model, feedback, views)
     found = torch.zeros(())
     for start in range(0, len(views), micro_batch):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -120,10 +130,12 @@ def case(seed: int) -> str:
     # In bfloat16, rounding turns signs on which suppressed[...] depends, and thoughts pass it on.
     tolerance, of_gradients = (1e-5, 1e-5) if dtype == torch.float32 else (0.1, 0.5)
     assert abs(found - wanted) <= tolerance * wanted, told
-    norm = torch.stack([gradient.norm() for gradient in of_alone.values()]).norm()
-    for name, gradient in of_alone.items():
-        assert name in of_batch or float(gradient.abs().max()) == 0, (told, name)
-        assert (of_batch.get(name, gradient * 0) - gradient).norm() <= of_gradients * norm, (told, name)
+    difference = worst_difference(of_batch, of_alone)
+    if difference > of_gradients:  # The case may be one in which rounding alone does that.
+        exact = copy.deepcopy(model).double()
+        _, of_exact = read_alone(exact, build_feedback(thought, exact, parallel_iterations=rounds), views)
+        rounding = worst_difference(of_alone, of_exact)
+        assert difference <= 4 * rounding, f"{told}: {difference:.1e}, rounding alone {rounding:.1e}"
     if dtype == torch.float32:
         compare_decoding(model, feedback, views, options, told)
     return told
