@@ -173,6 +173,7 @@ def finish(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
     save_feedback(folder, trainer.feedback)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thought", ["hidden[-1]", "projection(hidden[-1]+suppressed[0.5:])"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_this_kind_is_prepared_trained_saved_and_asked(

@@ -29,7 +29,7 @@ FILES = (
     *("config.json", "generation_config.json", "coconut.json", "tokenizer.json", "tokenizer_config.json"),
     *("model.safetensors", "thought.safetensors", OPTIMIZER_FILE),
 )
-NUM_FAST, NUM_SLOW = 24, 400
+NUM_FAST, NUM_SLOW = 12, 100
 """Damages of each file."""
 _WANTED = re.compile("wanted|without which|not UTF-8|not valid JSON|no tokenizer|cannot be read")
 _CURE = re.compile("restore|fetch|correct|pull|take|set |write|name it|copy|save|download|install")

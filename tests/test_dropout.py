@@ -61,7 +61,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("checkpoint_activations", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", MODELS)
 def test_rows_alone_and_in_any_batch_have_the_same_masks(family: str, way: str, checkpoint_activations: bool) -> None:

@@ -38,7 +38,9 @@ def ways(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"options": WAYS[request.param]}
 
 
-@pytest.fixture(params=[1.0, 0.6], ids=["done-rows-leave", "done-rows-stay-a-while"])
+@pytest.fixture(
+    params=[1.0, pytest.param(0.6, marks=pytest.mark.slow)], ids=["done-rows-leave", "done-rows-stay-a-while"]
+)
 def share_kept(request: pytest.FixtureRequest) -> float:
     return float(request.param - 1e-9)
 
@@ -51,8 +53,8 @@ def make_talkative(model: PreTrainedModel) -> None:
                 parameter.mul_(8.0)
 
 
-@pytest.mark.parametrize("markers", [False, True], ids=["bare", "markers"])
-@pytest.mark.parametrize("num_latents", [0, 1, 4])
+@pytest.mark.parametrize("markers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bare", "markers"])
+@pytest.mark.parametrize("num_latents", [0, pytest.param(1, marks=pytest.mark.slow), 4])
 def test_batched_cached_decoding_equals_uncached_decoding_of_one_row(
     tiny_lm: PreTrainedModel, num_latents: int, markers: bool, ways: dict[str, Any], share_kept: float
 ) -> None:

@@ -54,6 +54,7 @@ def start_preprocess(project: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", LONG)
     succeed(project, "params")
