@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from loguru import logger
 
 from coconut.config.params import load_params
+from coconut.files import replace_file
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.machine import check_machine
 from coconut.pipeline.plausibility import find_doubts, most_rows
@@ -25,10 +26,8 @@ def main() -> None:
     params = load_params()
     for warning in check_machine(params) + find_doubts(params, most_rows(params.data)):
         logger.warning("{}", warning)
-    path = OUTPUTS_DIR / "params.checked"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # It may be linked into DVC's cache, which must not be written to.
-    path.write_text("params.yaml holds no mistake\n", encoding="utf-8")
+    OUTPUTS_DIR.mkdir(parents=True, exist_ok=True)
+    replace_file(OUTPUTS_DIR / "params.checked", "params.yaml holds no mistake\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.schema import BASE, Params
-from coconut.files import check_free_space
+from coconut.files import check_free_space, replace_file
 from coconut.report.curves import CURVES_FILE, write_curves
 from coconut.report.figures import draw_figures
 from coconut.report.paper import PAPER_NOTE, paper_table
@@ -64,8 +64,7 @@ def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance
     files[PAGE_FILE] = render_html(title, sections, figures).encode()
     check_free_space({report_dir: sum(map(len, files.values()))})
     for name, content in files.items():
-        (report_dir / name).unlink(missing_ok=True)  # It may be linked into DVC's cache.
-        (report_dir / name).write_bytes(content)
+        replace_file(report_dir / name, content)
 
 
 def build_sections(
