@@ -40,7 +40,7 @@ class Stopwatch:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of this process, all its threads together."""
+        """Return the CPU time of this process, all its threads together."""
         return time.process_time() - self._cpu_start
 
 
@@ -50,7 +50,7 @@ def machine_load() -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether smaller batches may help: torch's own error for it, or one that the driver or a library gave a text."""
+    """Say whether smaller batches may help: torch's own error for it, or the text of a driver or a library."""
     import torch
 
     texts = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "Cannot allocate memory")

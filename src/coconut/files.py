@@ -55,7 +55,7 @@ def explain(error: BaseException) -> str:
 
 
 def can_pass(error: BaseException | None) -> bool:
-    """Whether time can cure an error, or the one that caused it: a full disk, a lock that somebody else holds.
+    """Say whether time can cure an error, or the one that caused it: a full disk, a lock that somebody else holds.
 
     >>> can_pass(OSError(errno.ENOSPC, "No space left on device")), can_pass(OSError(errno.EFBIG, "File too large"))
     (True, False)
@@ -234,7 +234,7 @@ def wait_for_lock(path: Path, timeout_s: float) -> IO[bytes] | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock; not, as far as we know, where we may not even read it.
+    """Say whether somebody holds the lock; not, as far as we know, where we may not even read it.
 
     A shared lock, for a moment: it needs no right to write, unlike `try_lock`, and only an exclusive one refuses it.
     """

@@ -55,5 +55,5 @@ def _write_to_terminal(line: str) -> None:
 
 
 def shows_progress() -> bool:
-    """Whether somebody watches: a terminal gets a bar, anything else one log line per interval."""
+    """Say whether somebody watches: a terminal gets a bar, anything else one log line per interval."""
     return sys.stderr.isatty()

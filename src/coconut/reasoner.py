@@ -31,7 +31,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Solution:
-    """What the model made of one question."""
+    """The model's answer to one question."""
 
     text: str
     answer: str | None

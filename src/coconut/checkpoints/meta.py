@@ -14,7 +14,7 @@ _Number = Annotated[int, Range(0, 1_000_000)]
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What it takes to use a checkpoint without `params.yaml`. Flat, because it is a file that people read."""
+    """The values with which a checkpoint is used without `params.yaml`. Flat, because people read the file."""
 
     method: Method
     latent_stage: _Number
@@ -43,7 +43,7 @@ class CheckpointMeta:
         num_removed_tokens: int = 0,
         num_removed_at_end: int = 0,
     ) -> "CheckpointMeta":
-        """What an entry with these values leaves to its users."""
+        """Describe the checkpoint of an entry with these values."""
         return cls(
             method=method,
             latent_stage=latent_stage,

@@ -70,7 +70,7 @@ Format = Literal["generated", "gsm8k", "gsm8k_aug", "prosqa", "prontoqa", "multi
 
 @dataclass(frozen=True)
 class Source:
-    """Where one split comes from: the generator, a file below `data.raw_dir`, or a hub set."""
+    """The origin of one split: the generator, a file below `data.raw_dir`, or a hub set."""
 
     format: Format
     file: str | None = None
@@ -88,7 +88,7 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the examples are."""
+    """The section `data`: where the examples come from."""
 
     seed: Seed
     """Seeds the generator. It is not the top-level `seed`, so that a sweep over that one shares its test set."""
@@ -104,7 +104,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How text becomes token ids."""
+    """The section `encode`: how text becomes token ids."""
 
     prompt: Literal["plain", "chat"]
     """`chat` puts the tokenizer's chat template around the question."""
@@ -158,7 +158,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How a checkpoint is scored."""
+    """The section `evaluate`: how a checkpoint is scored."""
 
     max_new_tokens: Count
     precision: Literal["fp32", "bf16"]

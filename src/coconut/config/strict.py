@@ -41,7 +41,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Word:
-    """How None is written in a file: DVC leaves `null` blank when it writes the file again."""
+    """The word that stands for None in a file: DVC leaves `null` blank when it writes the file again."""
 
     text: str
 

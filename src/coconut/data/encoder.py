@@ -41,7 +41,7 @@ _BYTES_PER_CHARACTER = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know. It is small, because it is sent to every process."""
+    """The values that a worker process needs. They are few, because they are sent to every process."""
 
     checkpoint_dir: str
     prompt: str

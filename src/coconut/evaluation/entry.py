@@ -187,7 +187,7 @@ def _outcomes(evaluator: Evaluator, dataset: EncodedSet, examples: Sequence[Exam
 
 
 def _training_metrics(name: str) -> dict[str, Any]:
-    """What training cost; the untouched base model cost nothing."""
+    """Read what training cost; the untouched base model cost nothing."""
     if name == BASE:
         return dict.fromkeys(_TRAIN_KEYS, 0.0) | {"train_updates": 0, "train_oom_retries": 0}
     path = OUTPUTS_DIR / name / "train.json"

@@ -168,6 +168,6 @@ def judge(index: int, example: Example, row: Decoded, text: str) -> Outcome:
 
 
 def chain_matches(outcome: Outcome, example: Example, plan: ViewPlan) -> bool:
-    """Whether the generated chain of thought is the gold one, white space folded."""
+    """Say whether the generated chain of thought is the gold one, white space folded."""
     found = outcome.text.rpartition(ANSWER_MARK)[0]
     return found.split() == " ".join(example.steps[plan.num_dropped_steps :]).split()

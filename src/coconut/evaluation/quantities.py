@@ -34,7 +34,7 @@ class Quantity(NamedTuple):
     label: str
 
     def agrees(self, other: "Quantity") -> bool:
-        """Whether the values are equal; units and labels count only where both have one."""
+        """Say whether the values are equal; units and labels count only where both have one."""
         return (
             self.value == other.value
             and units_agree(self.unit, other.unit)

@@ -143,7 +143,7 @@ def parse_unit(text: str) -> Unit | None:
 
 
 def units_agree(one: Unit, other: Unit) -> bool:
-    """Whether two units are the same; a missing unit agrees with every one."""
+    """Say whether two units are the same; a missing unit agrees with every one."""
     if not one or not other:
         return True
     return len(one) == len(other) and all(left & right for left, right in zip(one, other, strict=True))
@@ -158,7 +158,7 @@ def _parse_term(text: str) -> frozenset[str] | None:
 
 
 def _meanings(name: str) -> frozenset[str]:
-    """What a name means; symbols of one letter are the only ones whose case counts: `m` is metres, `M` millions."""
+    """Return what a name means; only in symbols of one letter the case counts: `m` is metres, `M` millions."""
     word = name.casefold()
     known = _MEANINGS.get(name) or (_MEANINGS.get(word) if len(word) > 1 else None)
     if known is None and _PLURAL.fullmatch(word) and not _NO_THINGS.fullmatch(word):

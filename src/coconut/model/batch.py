@@ -23,7 +23,7 @@ class Batch(Protocol):
 
     @property
     def is_latent_BT(self) -> Tensor:
-        """Where the input embedding is a vector that is fed back."""
+        """True where the input embedding is a vector that is fed back."""
 
     @property
     def labels_BT(self) -> Tensor:

@@ -124,7 +124,7 @@ class _Draws(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Attention with its probabilities at hand, which torch's kernels keep to themselves."""
+        """Compute attention so that its probabilities can be dropped; torch's kernels do not return them."""
         if enable_gqa:
             num_groups = query.shape[1] // key.shape[1]
             key, value = (part.repeat_interleave(num_groups, dim=1) for part in (key, value))

@@ -24,7 +24,7 @@ from coconut.model.passes import PassOptions, PlainPasses
 
 @dataclass
 class Decoded:
-    """What one row generated."""
+    """The tokens that one row generated."""
 
     ids: list[int] = field(default_factory=list)
     """Without the end-of-sequence token."""

@@ -30,7 +30,7 @@ from coconut.model.head import output_logits
 
 @dataclass(frozen=True)
 class PassOptions:
-    """How batches are read. No value changes a result by more than float rounding."""
+    """Options of how batches are read. No value changes a result by more than float rounding."""
 
     fast: bool = True
     """Whether the fast path may be used."""

@@ -70,7 +70,7 @@ def _normalize(node: Any) -> Any:
 
 
 def _is_docstring(node: Any) -> bool:
-    """Whether a statement is a text that is not used, as all docstrings are, those of fields too."""
+    """Say whether a statement is a text that is not used, as all docstrings are, those of fields too."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

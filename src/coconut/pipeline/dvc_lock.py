@@ -131,7 +131,7 @@ def _sort_out(entries: Entries, root: Path) -> tuple[Entries, list[str]]:
 
 
 def _is_held(info: dict[str, Any], root: Path) -> bool:
-    """Whether the process that wrote the entry still runs: same pid, same arguments, not younger than the file."""
+    """Say whether the process that wrote the entry still runs: same pid, same arguments, not younger than the file."""
     with contextlib.suppress(OSError):
         # The first word is how it was called: `dvc`, or `.../dvc/__main__.py` for `python -m dvc`.
         arguments = info["cmd"].partition(" ")[2]

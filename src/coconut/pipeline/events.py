@@ -75,7 +75,7 @@ def recording(stage: str) -> Iterator[None]:
 
 
 def events_path(stage: str, root: Path = Path()) -> Path:
-    """Where the events of a stage are."""
+    """Return where the events of a stage are."""
     return root / LOG_DIR / f"{stage.replace('@', '-')}.events.jsonl"
 
 
@@ -91,7 +91,7 @@ def last_run(stage: str, root: Path) -> Run | None:
 
 
 def _after(run: Run, event: dict[str, Any]) -> Run:
-    """What is known of a process after one more of its events."""
+    """Return what is known of a process after one more of its events."""
     if event["event"] in _ENDS:
         is_passing = event.get("can_pass") is True
         return Run(run.pid, run.begun_at, run.resumed_at, event["event"], event["message"], is_passing)

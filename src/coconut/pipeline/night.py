@@ -40,7 +40,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Try:
-    """What one `dvc repro -k` came to."""
+    """The outcome of one `dvc repro -k`."""
 
     exit_code: int
     errors: dict[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class Pacing:
         return max(self.save_every_s, min(cheap_s, max(_LONGEST_PAUSE * self.save_every_s, save_s)))
 
     def is_due(self) -> bool:
-        """Whether it is time to save."""
+        """Say whether it is time to save."""
         return time.monotonic() - self._last_end >= self.pause_s
 
     def note_save(self, seconds: float) -> bool:

@@ -12,7 +12,7 @@ _OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def is_alive(pid: int, *, wrote_at: float, arguments: str | None = None) -> bool:
-    """Whether the process that wrote something still runs, and its number is not another one's by now.
+    """Say whether the process that wrote something still runs, and its number is not another one's by now.
 
     Args:
         pid: its number.
@@ -32,7 +32,7 @@ def is_alive(pid: int, *, wrote_at: float, arguments: str | None = None) -> bool
 
 
 def is_suspended(pid: int) -> bool:
-    """Whether a process was stopped by SIGSTOP, Ctrl-Z or a debugger, and goes on only when it is told to."""
+    """Say whether a process was stopped by SIGSTOP, Ctrl-Z or a debugger, and goes on only when it is told to."""
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     except (psutil.Error, OSError, ValueError, OverflowError):
@@ -56,7 +56,7 @@ def _is_dvc_in(process: psutil.Process, root: Path) -> bool:
 
 
 def _runs_dvc(words: list[str]) -> bool:
-    """Whether a command line is that of `dvc`, and not of what merely names it.
+    """Say whether a command line is that of `dvc`, and not of what merely names it.
 
     >>> [_runs_dvc(line.split()) for line in ("dvc repro", "python3 -u /x/bin/dvc repro", "python -m dvc repro")]
     [True, True, True]
@@ -70,7 +70,7 @@ def _runs_dvc(words: list[str]) -> bool:
 
 
 def _is_script_dvc(words: list[str]) -> bool:
-    """Whether an interpreter with these arguments runs `dvc`."""
+    """Say whether an interpreter with these arguments runs `dvc`."""
     rest = iter(words)
     for word in rest:
         if match := _MODULE_OPTION.fullmatch(word):

@@ -16,7 +16,7 @@ _LARGEST_AMOUNT = 1e12
 
 @dataclass(frozen=True)
 class Progress:
-    """What `ResumeStore.write_progress` writes."""
+    """The content of a file that `ResumeStore.write_progress` writes."""
 
     update: int
     num_updates: int
@@ -29,7 +29,7 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What a trainer wrote into its resume folder; None when nothing is there, or it is damaged."""
+    """Return what a trainer wrote into its resume folder; None when nothing is there, or it is damaged."""
     try:
         tree = json.loads((folder / "progress.json").read_bytes()) if (folder / "progress.json").is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -49,7 +49,7 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 def newest_progress(stage: str, root: Path) -> Progress | None:
-    """What a trainer of `stage` wrote last, whatever its parameters; None if none did."""
+    """Return what a trainer of `stage` wrote last, whatever its parameters; None if none did."""
     reports = [report for folder in _resume_folders(stage, root) if (report := read_progress(folder)) is not None]
     return max(reports, key=lambda report: report.time, default=None)
 

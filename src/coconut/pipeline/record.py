@@ -22,7 +22,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass(frozen=True)
 class Record:
-    """What `dvc.lock` holds of one stage."""
+    """The part of `dvc.lock` about one stage."""
 
     cmd: str
     params: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def _parse(body: Any) -> Record | None:
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether a `dvc.lock` is as DVC writes it, down to its last byte.
+    """Say whether a `dvc.lock` is as DVC writes it, down to its last byte.
 
     One with the marks of a merge counts as whole: what it should hold only its owner can say.
     """

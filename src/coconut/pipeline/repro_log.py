@@ -34,7 +34,7 @@ _DONE = ("ran", "resumed", "restored")
 
 @dataclass
 class Outcome:
-    """What one or more tries brought for one stage."""
+    """The outcome of one or more tries for one stage."""
 
     result: str = "not run"
     """ran, resumed, unchanged, restored (from DVC's run cache), failed, stopped or not run."""
@@ -46,12 +46,12 @@ class Outcome:
 
     @property
     def is_own_error(self) -> bool:
-        """Whether the stage failed by itself, not by a signal."""
+        """Say whether the stage failed by itself, not by a signal."""
         return self.result == "failed" and 0 < self.exit_code < 128
 
     @property
     def would_come_again(self) -> bool:
-        """Whether the same run would fail again, however long one waits."""
+        """Say whether the same run would fail again, however long one waits."""
         return self.is_own_error and not self.can_pass
 
     def then(self, later: "Outcome") -> "Outcome":
@@ -119,7 +119,7 @@ class ReproLog:
         return next(iter(reasons), self.dvc_error if _CAN_PASS.search(self.dvc_error) else "")
 
     def own_errors(self) -> dict[str, str]:
-        """What failed and why, if all of it would fail again; empty if any of it may pass next time."""
+        """Return what failed and why, if all of it would fail again; empty if any of it may pass next time."""
         failures = self.failures()
         if self.what_can_pass() or not all(outcome.would_come_again for outcome in failures.values()):
             return {}

@@ -121,7 +121,7 @@ class ResumeStore:
             )
 
     def is_due(self) -> bool:
-        """Whether it is time to save: `save_every_s` after the last save, and later where saving is slow."""
+        """Say whether it is time to save: `save_every_s` after the last save, and later where saving is slow."""
         return self._pacing.is_due()
 
     def save(self, state: State) -> None:
@@ -155,7 +155,7 @@ class ResumeStore:
             )
 
     def num_bytes(self) -> int:
-        """What the states that lie here take on the disk."""
+        """Return what the states that lie here take on the disk."""
         return sum(size_of(path) for path in state_paths(self.folder))
 
     def write_progress(self, update: int, *, num_updates: int, loss: float, eta_s: float | None) -> None:

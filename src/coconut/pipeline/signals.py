@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """What `stop_on_signals` yields: whether a signal has asked this process to end."""
+    """Knows, within `stop_on_signals`, whether a signal has asked this process to end."""
 
     def __init__(self, grace_s: int) -> None:
         self.signal: signal.Signals | None = None
@@ -120,7 +120,7 @@ def die_with_parent() -> None:
 
 
 def _is_orphan() -> bool:
-    """Whether the `dvc` that started this process ended before `die_with_parent` was called.
+    """Say whether the `dvc` that started this process ended before `die_with_parent` was called.
 
     Orphans go to a process that reaps them: it does not run dvc, and it is process 1 or belongs to
     another session, which no shell between `dvc` and its stage does.

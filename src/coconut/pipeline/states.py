@@ -42,7 +42,7 @@ class State:
 
 @dataclass(frozen=True)
 class TensorsFile:
-    """How the training side writes and reads the tensors of a state."""
+    """The two functions with which the training side writes and reads the tensors of a state."""
 
     write: Callable[[Tensors, Path], None]
     """Raises OSError."""
@@ -94,7 +94,7 @@ def read_state(path: Path, fingerprint: str, tensors_file: TensorsFile) -> State
 
 
 def is_state_name(name: str) -> bool:
-    """Whether a folder of this name may hold a state."""
+    """Say whether a folder of this name may hold a state."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -104,7 +104,7 @@ def state_paths(folder: Path) -> list[Path]:
 
 
 def path_after(folder: Path, good: Path | None) -> Path:
-    """Where the next state goes: one after the good one. What lies there is a damaged state."""
+    """Return where the next state goes: one after the good one. What lies there is a damaged state."""
     match = None if good is None else _NAME.fullmatch(good.name)
     return folder / f"state-{int(match[1]) + 1 if match else 1:08d}"
 

@@ -106,7 +106,7 @@ def _parents_first(stages: Mapping[str, Stage]) -> Iterable[Stage]:
 
 
 def _changes(stage: Stage, records: Mapping[str, Record | None], stages: Mapping[str, Stage], root: Path) -> list[str]:
-    """What differs from the record of the stage's last run in `dvc.lock`."""
+    """Return what differs from the record of the stage's last run in `dvc.lock`."""
     if stage.name not in records:
         return ["never ran"]
     record = records[stage.name]

@@ -40,7 +40,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What is known about one entry; the parts of a failed pipeline stage are None or empty."""
+    """Everything that is known about one entry; the parts of a failed pipeline stage are None or empty."""
 
     name: str
     parent: str | None

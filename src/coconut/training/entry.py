@@ -68,7 +68,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
 
 
 class _Follower(Outside):
-    """Of the processes beside the main one: they stop with it, and leave files and trackers to it."""
+    """The outside of every process but the main one: they stop with it, and leave files and trackers to it."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
@@ -81,7 +81,7 @@ class _Follower(Outside):
 
 
 class _Stage(_Follower):
-    """Of the main process: states go to the resume store, progress to `make status`, figures to the tracker."""
+    """The outside of the main process: resume store, progress for `coconut status`, figures for the tracker."""
 
     def __init__(self, stop: Stop, store: ResumeStore, track: Track) -> None:
         super().__init__(stop)
@@ -101,7 +101,7 @@ class _Stage(_Follower):
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries whose arithmetic the weights depend on."""
+    """Return the versions of the libraries whose arithmetic the weights depend on."""
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

@@ -42,7 +42,7 @@ class Validation(Protocol):
 
     @property
     def num_oom_retries(self) -> int:
-        """How often it ran out of memory in this session."""
+        """Count how often it ran out of memory in this session."""
 
     def score(self, num_removed_tokens: int) -> Score:
         """Score the weights as they are now.
@@ -277,5 +277,5 @@ class Trainer:
 
     @property
     def num_oom_retries(self) -> int:
-        """How often memory ran out, in updates and in validation, over all sessions."""
+        """Count how often memory ran out, in updates and in validation, over all sessions."""
         return self.objective.num_oom_retries + self.validation.num_oom_retries

@@ -21,7 +21,7 @@ from coconut.model.passes import PassOptions
 
 @dataclass
 class Cost:
-    """What an update was made of. Counts are over all processes."""
+    """The parts of an update's loss. Counts are over all processes."""
 
     nll: float
     """Summed over the supervised tokens."""

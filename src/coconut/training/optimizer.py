@@ -64,7 +64,7 @@ def optimizer_tensors(
 
 
 def fits_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether moments were left by an optimiser of this kind; 8-bit Adam keeps others, under other names."""
+    """Say whether moments were left by an optimiser of this kind; 8-bit Adam keeps others, under other names."""
     kinds = {name.rpartition("/")[2] for name in tensors if "/" in name}
     return not kinds or ("exp_avg" in kinds) == isinstance(optimizer, torch.optim.AdamW)
 

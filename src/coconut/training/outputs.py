@@ -103,7 +103,7 @@ def write_outputs(
 
 
 def _summary(trainer: Trainer, versions: Mapping[str, str]) -> dict[str, object]:
-    """What `train.json` says: seconds, updates, memory in MB, load of the machine, passes and versions."""
+    """Collect what `train.json` says: seconds, updates, memory in MB, load of the machine, passes and versions."""
     loads = [row["load"] for row in trainer.position.history]
     return {
         "train_seconds": round(trainer.watch.seconds, 3),

@@ -18,7 +18,7 @@ class Outside:
         """Take the resume state after this many updates: its tensors by name, and what is JSON."""
 
     def is_save_due(self) -> bool:
-        """Whether the last save is long enough ago; saving stays a small share of the time, however large the model."""
+        """Say whether the last save is long enough ago; saving stays a small share of the time."""
         return False
 
     def report(self, progress: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Outside:
         """Take figures and the update that they belong to."""
 
     def should_stop(self) -> bool:
-        """Whether the run was asked to end; asked once after each update."""
+        """Say whether the run was asked to end; asked once after each update."""
         return False
 
     def interrupting(self) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from coconut.training.objective import Cost
 
 @dataclass(frozen=True)
 class Score:
-    """What validation says of the weights: mean loss in nats per token, share of right answers."""
+    """The result of a validation: mean loss in nats per token, share of right answers."""
 
     loss: float
     accuracy: float
@@ -20,7 +20,7 @@ class Score:
 
 @dataclass
 class Sums:
-    """What an epoch adds up, in the order of its updates."""
+    """The sums over an epoch's updates, in their order."""
 
     nll: float = 0.0
     num_tokens: int = 0
@@ -86,7 +86,7 @@ class HistoryRow:
 
 @dataclass
 class Position:
-    """Where a run stands; JSON in the resume state."""
+    """The position of a run in its entry; JSON in the resume state."""
 
     epoch: int = 0
     update_in_epoch: int = 0

@@ -22,7 +22,7 @@ class Schedule:
 
     @property
     def num_updates(self) -> int:
-        """Of the whole entry."""
+        """Count the updates of the whole entry."""
         whole = self.updates_per_epoch * self.entry.epochs
         return min(whole, self.entry.max_updates or whole)
 

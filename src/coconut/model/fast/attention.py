@@ -144,7 +144,7 @@ def _alias(part: Tensor) -> Tensor:
 
 
 class _Gradients:
-    """What the passes of a layer leave, in one backward pass, for the earlier passes whose columns they have read."""
+    """Gradients that the passes of a layer leave in a backward pass for earlier passes, whose columns they read."""
 
     def __init__(self) -> None:
         self.backward = Backward()
