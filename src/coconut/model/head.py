@@ -7,9 +7,13 @@ from transformers import PreTrainedModel
 from coconut.config.positions import num_positions as config_positions
 
 
+_NO_LIMIT = 1 << 30
+"""More columns than fit into any memory; a config may hold numbers that no tensor can."""
+
+
 def num_positions(model: PreTrainedModel) -> int:
     """Return how many columns the model can tell apart, or a very large number if it has no limit."""
-    return config_positions(model.config.get_text_config().to_dict()) or 1 << 30
+    return min(config_positions(model.config.get_text_config().to_dict()) or _NO_LIMIT, _NO_LIMIT)
 
 
 def output_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
