@@ -6,7 +6,6 @@ from transformers import PreTrainedModel
 
 from coconut.config.positions import num_positions as config_positions
 
-
 _NO_LIMIT = 1 << 30
 """More columns than fit into any memory; a config may hold numbers that no tensor can."""
 
