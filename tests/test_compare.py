@@ -195,7 +195,7 @@ seed = yaml.safe_load(Path("params.yaml").read_text())["seed"]
 out = Path("outputs") / sys.argv[1]
 out.mkdir(parents=True, exist_ok=True)
 right = [index >= seed for index in range(4)]
-(out / "metrics.json").write_text(json.dumps({"accuracy": sum(right) / 4}))
+(out / "metrics.json").write_text(json.dumps({"accuracy": sum(right) / 4, "num_examples": 4}))
 rows = [{"index": i, "num_steps": 1, "gold": "1", "answer": "1", "right": r, "text": "x"} for i, r in enumerate(right)]
 (out / "predictions.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
 """
@@ -246,7 +246,7 @@ def test_experiments_are_read_through_dvc_from_its_cache(run):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:2] == ["A  the first: HEAD (seed 0), s1 (seed 1), s2 (seed 2)", "B  model=x: other (seed 0)"]
-    assert "cot       A      0: 1.000  1: 0.750  2: 0.500      3  0.750 [0.129, 1.000]" in lines
+    assert "cot       A      0: 1.000  1: 0.750  2: 0.500      3  0.750 [0.000, 1.000]" in lines
     named = run(sys.executable, "-m", "coconut", "compare", "s2", "HEAD")
     assert named.stdout.splitlines()[-2] == "cot       0.500                    1        +0.500"
 
