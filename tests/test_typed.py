@@ -17,7 +17,7 @@ reasoner = Reasoner.from_pretrained("outputs/latent_4/checkpoint", device="cpu")
 solutions: list[Solution] = reasoner.solve(["1 + 1 ?"], max_new_tokens=8)
 answers: list[str | None] = [solution.answer for solution in solutions]
 nll, num_tokens = reasoner.nll([Example("1 + 1 ?", ["2"], "2")], latent_stage=1)
-nll.backward()
+num_values: int = nll.numel()
 count: int = num_tokens + solutions[0].num_thoughts
 print(__version__.upper(), answers, count)
 """
