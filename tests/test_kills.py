@@ -375,7 +375,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_update(small_disk: P
     repro = Repro(small_disk, "train@cot")
     assert repro.finish() != 0
     output = "".join(repro.lines)
-    assert "MB free on its disk" in output
+    assert "free on its disk" in output
     assert "before the first update" not in output
     assert "Traceback" not in output
 
