@@ -8,7 +8,7 @@ from itertools import pairwise, product
 
 import pytest
 
-from coconut.config.schema import ChainedArithmetic, Graph, Multiplication
+from coconut.config.schema import ChainedArithmetic, Graph, Multiplication, Search
 from coconut.data.examples import Example
 from coconut.data.generators import arithmetic, generate, graphs, multiplication
 from test_sources import read, shared
@@ -18,7 +18,11 @@ SENTENCES = Graph("graph_sentences", num_nodes=23, num_edges=36, min_hops=3, max
 SYMBOLS = Graph("graph_symbols", num_nodes=23, num_edges=36, min_hops=3, max_hops=6)
 MULTIPLICATION = Multiplication("multiplication", num_digits=4)
 
-every_task = pytest.mark.parametrize("task", [ARITHMETIC, SENTENCES, SYMBOLS, MULTIPLICATION], ids=lambda t: t.task)
+SEARCH = Search("search", branches=2, hops=3, edges="words")
+
+every_task = pytest.mark.parametrize(
+    "task", [ARITHMETIC, SENTENCES, SYMBOLS, SEARCH, MULTIPLICATION], ids=lambda t: t.task
+)
 
 
 # --- every task -----------------------------------------------------------------------------
@@ -314,3 +318,72 @@ def test_one_digit_multiplication_has_81_questions():
     with pytest.raises(ValueError, match=r"82 distinct questions asked .* has only 81"):
         generate(task, 82, seed=0)
     assert multiplication.count(MULTIPLICATION) == 9000**2
+
+
+# --- search ---------------------------------------------------------------------------------
+
+SEARCHES = [
+    Search("search", branches=2, hops=3, edges="words"),
+    Search("search", branches=3, hops=2, edges="triples", roots=4),
+    Search("search", branches=1, hops=1, edges="words"),
+]
+
+
+@pytest.mark.parametrize("task", SEARCHES, ids=str)
+def test_a_search_has_trees_of_single_paths_and_one_candidate_below_the_root(task):
+    for example in generate(task, 30 if task.branches > 1 else 5, seed=2):
+        parsed = graphs.read_question(example.question)
+        children = {}
+        for parent, child in parsed.edges:
+            children.setdefault(parent, []).append(child)
+        nodes = {node for edge in parsed.edges for node in edge}
+        assert nodes == {str(number) for number in range(task.roots * (1 + task.branches * task.hops))}
+        roots = nodes - {child for _, child in parsed.edges}
+        assert len(roots) == task.roots
+        leaves_by_root = {root: dict(walk(root, children)) for root in roots}
+        for leaves in leaves_by_root.values():
+            assert len(leaves) == task.branches
+            assert {len(path) for path in leaves.values()} == {task.hops + 1}
+        assert len(parsed.targets) == task.roots
+        assert all(sum(target in leaves for target in parsed.targets) == 1 for leaves in leaves_by_root.values())
+        (answer,) = (target for target in parsed.targets if target in leaves_by_root[parsed.root])
+        assert example.answer == answer
+        assert (parsed.root, *example.steps) == leaves_by_root[parsed.root][answer]
+
+
+def walk(node, children, path=()):
+    """Yield every leaf with the path that leads to it, depth first."""
+    if node not in children:
+        yield node, (*path, node)
+    for child in children.get(node, []):
+        yield from walk(child, children, (*path, node))
+
+
+def test_neither_place_of_the_candidates_nor_of_the_edges_tells_the_answer():
+    examples = generate(SEARCHES[0], 2000, seed=0)
+    parsed = [graphs.read_question(example.question) for example in examples]
+    first = sum(question.targets[0] == example.answer for question, example in zip(parsed, examples, strict=True))
+    assert 900 < first < 1100  # Five standard deviations.
+    of_root = [
+        [place for place, (parent, _) in enumerate(question.edges) if parent == question.root] for question in parsed
+    ]
+    assert {place for places in of_root for place in places} == set(range(12))
+    through_first = sum(
+        question.edges[places[0]][1] == example.steps[0]
+        for question, places, example in zip(parsed, of_root, examples, strict=True)
+    )
+    assert 900 < through_first < 1100
+
+
+def test_a_search_that_is_too_large_is_refused_before_it_is_drawn():
+    with pytest.raises(ValueError, match="2 roots with 1000 branches of 1000 hops make 2000002 nodes, wanted at most"):
+        generate(Search("search", 1000, 1000, "words"), 1, seed=0)
+
+
+def test_edges_as_words_are_the_same_graph_as_in_triples():
+    words = Graph("graph_symbols", num_nodes=14, num_edges=20, min_hops=3, max_hops=3, edges="words")
+    triples = Graph("graph_symbols", num_nodes=14, num_edges=20, min_hops=3, max_hops=3)
+    for in_words, in_triples in zip(generate(words, 20, seed=0), generate(triples, 20, seed=0), strict=True):
+        assert graphs.read_question(in_words.question) == graphs.read_question(in_triples.question)
+        assert (in_words.steps, in_words.answer) == (in_triples.steps, in_triples.answer)
+        assert " | " not in in_words.question

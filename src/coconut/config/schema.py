@@ -43,6 +43,9 @@ class ChainedArithmetic:
     """A prime, so that every operation is a bijection and the answers are uniform."""
 
 
+EdgeStyle = Literal["words", "triples"]
+
+
 @dataclass(frozen=True)
 class Graph:
     """Reachability in a graph, like ProsQA: in the paper's sentences or in symbols."""
@@ -52,6 +55,23 @@ class Graph:
     num_edges: Annotated[int, Range(3, 1_000_000)]
     min_hops: Count
     max_hops: Count
+    edges: EdgeStyle = "triples"
+    """How symbols write an edge: `a>b`, one word, or `a b |`, three. Sentences have one form."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which candidate lies below a root, in trees of `branches` paths that do not meet."""
+
+    task: Literal["search"]
+    branches: Annotated[int, Range(1, 1_000)]
+    """Paths below every root. A chain of words that chooses the first node is right in one of so many."""
+    hops: Annotated[int, Range(1, 1_000)]
+    """Edges from a root to each of its leaves, and steps of an example."""
+    edges: EdgeStyle
+    """`words` writes an edge as one word, `a>b`; `triples` as three, `a b |`."""
+    roots: Annotated[int, Range(2, 1_000)] = 2
+    """Trees of the graph, one candidate in each."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,7 @@ class Multiplication:
     """The text grows with the square of it; far fewer than the bound fill any model's positions."""
 
 
-Generator = ChainedArithmetic | Graph | Multiplication
+Generator = ChainedArithmetic | Graph | Search | Multiplication
 
 Format = Literal["generated", "gsm8k", "gsm8k_aug", "prosqa", "prontoqa", "multiplication", "canonical"]
 

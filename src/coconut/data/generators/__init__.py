@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
-from coconut.config.schema import ChainedArithmetic, Generator, Multiplication
+from coconut.config.schema import ChainedArithmetic, Generator, Multiplication, Search
 from coconut.data.examples import Example, fold
-from coconut.data.generators import arithmetic, graphs, multiplication
+from coconut.data.generators import arithmetic, graphs, multiplication, search
 
 MAX_REPEATS = 2_000
 """Number of consecutive draws that may repeat earlier ones before a task of unknown size counts as used up."""
@@ -80,4 +80,6 @@ def _task(config: Generator) -> tuple[int | None, _Draw]:
         return arithmetic.count(config), lambda rng: arithmetic.draw(config, rng)
     if isinstance(config, Multiplication):
         return multiplication.count(config), lambda rng: multiplication.draw(config, rng)
+    if isinstance(config, Search):
+        return search.count(config), lambda rng: search.draw(config, rng)
     return graphs.count(config), lambda rng: graphs.draw(config, rng)

@@ -57,7 +57,7 @@ class ParsedQuestion(NamedTuple):
     """The content of a question, with names and concepts as they are written."""
 
     edges: list[tuple[str, str]]
-    targets: tuple[str, str]
+    targets: tuple[str, ...]
     root: str
 
 
@@ -94,7 +94,8 @@ def draw(config: Graph, rng: random.Random) -> Example:
     root = rng.randrange(2)
     targets = [path[-1] for path in puzzle.paths]
     if config.task == "graph_symbols":
-        return _in_symbols(edges, targets, puzzle.paths[root], rng.sample(range(config.num_nodes), config.num_nodes))
+        symbols = rng.sample(range(config.num_nodes), config.num_nodes)
+        return _in_symbols(edges, targets, puzzle.paths[root], symbols, config.edges)
     names, concepts = rng.sample(_NAMES, 2), rng.sample(_CONCEPTS, config.num_nodes - 2)
     return _in_sentences(edges, targets, puzzle.paths[root], names + concepts)
 
@@ -109,11 +110,24 @@ def _in_sentences(edges: list[_Edge], targets: list[int], path: list[int], words
     return Example(question, steps, sentence(path[0], path[-1]))
 
 
-def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int]) -> Example:
-    facts = " | ".join(f"{symbols[parent]} {symbols[child]}" for parent, child in edges)
-    question = f"{facts} [Q] {symbols[targets[0]]} {symbols[targets[1]]} [R] {symbols[path[0]]}"
+def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int], style: str) -> Example:
+    named = [(symbols[parent], symbols[child]) for parent, child in edges]
+    question = write_symbols(named, [symbols[target] for target in targets], symbols[path[0]], style)
     # A step is one token, the node that is reached: thought k is the state that predicts step k.
     return Example(question, [str(symbols[node]) for node in path[1:]], str(symbols[path[-1]]))
+
+
+def write_symbols(edges: Sequence[_Edge], targets: Sequence[int], root: int, style: str) -> str:
+    """Write a question in symbols; `read_question` reads it again.
+
+    >>> write_symbols([(5, 0), (3, 5)], [4, 0], 3, "words")
+    '5>0 3>5 [Q] 4 0 [R] 3'
+    >>> write_symbols([(5, 0), (3, 5)], [4, 0], 3, "triples")
+    '5 0 | 3 5 [Q] 4 0 [R] 3'
+    """
+    mark, between = (">", " ") if style == "words" else (" ", " | ")
+    facts = between.join(f"{parent}{mark}{child}" for parent, child in edges)
+    return f"{facts} [Q] {' '.join(map(str, targets))} [R] {root}"
 
 
 # --- growing a graph ------------------------------------------------------------------------
@@ -216,24 +230,30 @@ def _children(edges: Iterable[_Edge], num_nodes: int) -> list[list[int]]:
 
 _FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
 _QUERY = re.compile(r" Is (\w+) a (\w+) or (\w+)\?$")
+_SYMBOL_EDGE = re.compile(r"(\d+)[ >](\d+)")
+_SYMBOLS = re.compile(
+    r"(?P<edges>\d+ \d+(?: \| \d+ \d+)*|\d+>\d+(?: \d+>\d+)*) \[Q\] (?P<targets>\d+(?: \d+)+) \[R\] (?P<root>\d+)"
+)
 
 
 def read_question(question: str) -> ParsedQuestion | None:
-    """Parse a question of either form; return None for any other text.
+    """Parse a question in sentences or in symbols; return None for any other text.
 
     >>> read_question("Every lempus is a rompus. Tom is a lempus. Is Tom a zumpus or rompus?")
     ParsedQuestion(edges=[('lempus', 'rompus'), ('Tom', 'lempus')], targets=('zumpus', 'rompus'), root='Tom')
     >>> read_question("5 0 | 3 5 [Q] 4 0 [R] 3")
     ParsedQuestion(edges=[('5', '0'), ('3', '5')], targets=('4', '0'), root='3')
+    >>> read_question("5>0 3>5 [Q] 4 0 1 [R] 3")
+    ParsedQuestion(edges=[('5', '0'), ('3', '5')], targets=('4', '0', '1'), root='3')
     """
     if (query := _QUERY.search(question)) is not None:
         facts = _FACT.findall(question[: query.start()])
         return ParsedQuestion(facts, (query[2], query[3]), query[1])
-    symbols = re.fullmatch(r"(\d+ \d+(?: \| \d+ \d+)*) \[Q\] (\d+) (\d+) \[R\] (\d+)", question)
+    symbols = _SYMBOLS.fullmatch(question)
     if symbols is None:
         return None
-    edges = [(parent, child) for parent, child in (pair.split() for pair in symbols[1].split(" | "))]
-    return ParsedQuestion(edges, (symbols[2], symbols[3]), symbols[4])
+    edges = [(parent, child) for parent, child in _SYMBOL_EDGE.findall(symbols["edges"])]
+    return ParsedQuestion(edges, tuple(symbols["targets"].split()), symbols["root"])
 
 
 def statistics(examples: Iterable[Example]) -> dict[str, float] | None:

@@ -1,0 +1,49 @@
+"""Search in trees that share no node: which of the candidates lies below the root in the question.
+
+Every root has `branches` children, and a path goes on from each child until `hops` edges below the root. One leaf of
+every tree is a candidate, and one root is asked: the answer is its candidate. With 2 branches and 2 hops:
+
+         5           9          5>3 1>7 9>1 3>8 5>0 9>6 0>2 6>4 [Q] 4 8 [R] 5
+       3   0       1   6        steps 3, 8; answer 8
+       8   2       7   4
+
+Whoever writes the path down must choose the first node before knowing which branch leads to a candidate, so a greedy
+chain of thought is right in one of `branches` questions. Nodes are numbered anew for every question, and edges stand in
+a random order, so nothing can be memorised.
+"""
+
+import random
+from itertools import pairwise
+
+from coconut.config.schema import Search
+from coconut.data.examples import Example
+from coconut.data.generators.graphs import write_symbols
+
+MAX_NODES = 10_000
+
+
+def count(config: Search) -> int | None:
+    """Refuse a graph that is too large. The number of distinct questions is not known, so return None."""
+    num_nodes = config.roots * (1 + config.branches * config.hops)
+    if num_nodes > MAX_NODES:
+        raise ValueError(
+            f"data.generator: {config.roots} roots with {config.branches} branches of {config.hops} hops make"
+            f" {num_nodes} nodes, wanted at most {MAX_NODES}; lower one of the three"
+        )
+    return None
+
+
+def draw(config: Search, rng: random.Random) -> Example:
+    """Draw the numbers of the nodes, the candidates, the root in the question, and every order."""
+    num_below = config.branches * config.hops
+    symbols = rng.sample(range(config.roots * (1 + num_below)), config.roots * (1 + num_below))
+    trees = [symbols[start :: config.roots] for start in range(config.roots)]
+    # A path begins at the root and goes down one branch: `hops` nodes that no other path holds.
+    paths = [[[tree[0], *tree[1 + branch :: config.branches]] for branch in range(config.branches)] for tree in trees]
+    edges = [edge for tree in paths for path in tree for edge in pairwise(path)]
+    rng.shuffle(edges)
+    chosen = [rng.choice(tree) for tree in paths]
+    asked = chosen[0]
+    rng.shuffle(chosen)
+    question = write_symbols(edges, [path[-1] for path in chosen], asked[0], config.edges)
+    return Example(question, [str(node) for node in asked[1:]], str(asked[-1]))
