@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from coconut.config.messages import first_line
 from coconut.config.schema import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explain_failure(error: BaseException) -> str:
     """Say in one line what an error within the model means, with a cure."""
-    reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
+    reason = first_line(error)
     if is_out_of_memory(error):
         return (
             f"out of memory with one row at a time ({reason}); take a smaller model, shorter examples,"

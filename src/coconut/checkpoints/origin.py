@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.support import check_supported
-from coconut.checkpoints.tensors import reason_of
 from coconut.checkpoints.weights import build_model, load_model, quiet_transformers, read_config
+from coconut.config.messages import first_line
 from coconut.config.schema import Params
 from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.tokenizer import build_word_tokenizer, has_tokenizer, load_tokenizer
@@ -151,7 +151,7 @@ def _fetch(model: str, revision: str | None) -> Path:
     except (HTTPError, OSError) as error:
         raise ValueError(
             f"model: {model!r}, revision {revision or 'main'}, is neither a folder here nor in the local hub cache,"
-            f" and the hub did not give it: {reason or reason_of(error)};"
+            f" and the hub did not give it: {reason or first_line(error)};"
             " go online, correct the id, or give the path of a Hugging Face folder"
         ) from error
     if commit is None:

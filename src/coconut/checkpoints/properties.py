@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from coconut.checkpoints.proof import TOLERANCE
+from coconut.config.messages import first_line
 from coconut.devices import is_out_of_memory
 from coconut.model.head import num_positions, output_logits
 
@@ -150,8 +151,3 @@ def find_missing(model: PreTrainedModel, properties: Sequence[Property]) -> str 
             raise
         return f"{words} ({first_line(error)})"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the start of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -9,7 +9,8 @@ from loguru import logger
 from transformers import PreTrainedModel
 
 from coconut.checkpoints.proof import MIN_POSITIONS, Proof, Results, find_difference
-from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing, first_line
+from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing
+from coconut.config.messages import first_line
 from coconut.config.positions import rope_limit
 from coconut.devices import is_out_of_memory
 from coconut.model.choice import note_passes

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from coconut.config.messages import first_line
 from coconut.data.documents import describe_foreign
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -52,7 +53,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         check_header(path)
         return load_file(path)
     except Exception as error:
-        found = reason_of(error).removeprefix(f"{path}: ")
+        found = first_line(error).removeprefix(f"{path}: ")
         raise ValueError(
             f"{path}: {what} cannot be read: {found}; wanted a whole safetensors file; {RESTORE}"
         ) from error
@@ -85,12 +86,6 @@ def check_header(path: Path) -> None:
             pass
     except Exception as error:
         raise ValueError(
-            f"{path}: its safetensors file is damaged or cut short ({reason_of(error)}), wanted a whole one;"
+            f"{path}: its safetensors file is damaged or cut short ({first_line(error)}), wanted a whole one;"
             f" fetch or write it again, or {RESTORE}"
         ) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[0].split())[:300]

@@ -13,7 +13,8 @@ from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from coconut.checkpoints.tensors import check_header, reason_of
+from coconut.checkpoints.tensors import check_header
+from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
 from coconut.files import amount
 
@@ -121,7 +122,7 @@ def build_model(config: PretrainedConfig, path: Path) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:
         raise ValueError(
-            f"{path}: no decoder-only model can be built from it: {reason_of(error)};"
+            f"{path}: no decoder-only model can be built from it: {first_line(error)};"
             " wanted the config of a family that AutoModelForCausalLM knows, with sizes that fit together;"
             " correct it, or fetch it again"
         ) from error
@@ -159,7 +160,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
             )
     except Exception as error:
         raise ValueError(
-            f"{folder}: cannot be loaded as a decoder-only language model: {reason_of(error)};"
+            f"{folder}: cannot be loaded as a decoder-only language model: {first_line(error)};"
             " wanted config.json, whole safetensors weights and, if there is one, a generation_config.json of one"
             f" model; {_FETCH}"
         ) from error

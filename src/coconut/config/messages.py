@@ -46,6 +46,16 @@ def kind_of(value: Any) -> str:
     }.get(type(value), type(value).__name__)
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    r"""Return the first line of an error's text, white space folded, or the error's kind where it has no text.
+
+    >>> first_line(ValueError("a  tensor\nis missing")), first_line(MemoryError())
+    ('a tensor', 'MemoryError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[0].split())[:most]
+
+
 def suggest(name: Any, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the known name that is closest to it, or nothing.
 

@@ -9,7 +9,7 @@ from typing import Any
 from loguru import logger
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from coconut.config.messages import shown
+from coconut.config.messages import first_line, shown
 from coconut.data.documents import describe_foreign, read_json_object
 
 UNKNOWN, PAD, EOS = "<unk>", "<pad>", "<eos>"
@@ -190,7 +190,7 @@ def _naming_damage(folder: Path) -> Iterator[None]:
     # tokenizers raises `Exception` itself for a damaged file, and transformers any kind.
     except Exception as error:
         damage = _damage_of_file(folder / "tokenizer.json")
-        reason = damage or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = damage or first_line(error)
         raise ValueError(f"{folder}: its tokenizer cannot be read: {reason}; restore its files") from error
 
 
