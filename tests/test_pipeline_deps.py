@@ -1,4 +1,4 @@
-"""dvc.yaml lists, for every stage, the folders of modules that its script imports, directly or not."""
+"""A stage depends on the digests of the modules that its script imports, directly or not, and on no knob."""
 
 import ast
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from coconut.pipeline.stage_code import stage_code
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -59,14 +61,26 @@ CANNOT_CHANGE_BYTES = {"pipeline", "logs.py", "devices.py", "files.py", "trackin
 """Below `src/coconut`: how a stage is run, watched and stored, not what it computes."""
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
-def test_a_stage_depends_on_every_folder_it_imports_from_and_on_no_other(stage: str) -> None:
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "code"])
+def test_a_stage_depends_on_the_digests_of_its_own_script_alone(stage: str) -> None:
     deps = STAGES[stage].get("do", STAGES[stage])["deps"]
-    listed = {dep for dep in deps if dep.startswith(("src/", "stages/"))}
-    paths = {path.relative_to(ROOT) for path in closure(ROOT / script_of(stage))}
-    wanted = {Path(*path.parts[:3]).as_posix() for path in paths if path.parts[0] == "src" and len(path.parts) > 2}
-    wanted -= {f"src/coconut/{name}" for name in CANNOT_CHANGE_BYTES}
-    assert listed == wanted | {script_of(stage)}
+    code = f"outputs/code/{Path(script_of(stage)).stem}.txt"
+    assert [dep for dep in deps if dep.startswith(("src", "stages", "outputs/code"))] == [code]
+
+
+def test_the_digests_are_written_from_all_our_code() -> None:
+    assert STAGES["code"]["deps"] == ["stages", "src/coconut"]
+    assert STAGES["code"]["outs"] == ["outputs/code"]
+
+
+@pytest.mark.parametrize("script", sorted({script_of(stage) for stage in STAGES} - {"stages/digest_code.py"}))
+def test_the_code_of_a_stage_is_all_that_it_imports_and_that_can_change_a_result(script: str) -> None:
+    paths = {path.relative_to(ROOT) for path in closure(ROOT / script)}
+    wanted = {path for path in paths if path.parts[0] != "src" or path.parts[2] not in CANNOT_CHANGE_BYTES}
+    counted = stage_code(script, ROOT)
+    assert {Path(name) for name in counted if name.endswith(".py")} == wanted
+    beside = {name for name in counted if not name.endswith(".py")}
+    assert ("src/coconut/report/curves.json" in beside) == (script == "stages/report.py")
 
 
 def test_no_stage_depends_on_knobs_that_cannot_change_a_result() -> None:

@@ -57,7 +57,7 @@ def start_preprocess(project: Path) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", LONG)
-    succeed(project, "params")
+    succeed(project, "digest_code", "params")
     edited = tmp_path / "edited"
     edited.mkdir()
     shutil.copy(project / "params.yaml", edited)
@@ -72,7 +72,7 @@ def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
 def test_no_stage_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", LONG)
-    succeed(project, "params")
+    succeed(project, "digest_code", "params")
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess; subprocess.run(['python', 'stages/preprocess.py'])"],
         cwd=project, env=environment(project), stderr=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ def test_a_stage_whose_inputs_changed_ends_with_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make_folder(tmp_path / "project", {})
-    succeed(project, "params")
+    succeed(project, "digest_code", "params")
     monkeypatch.chdir(project)
     inputs = StageInputs.read("preprocess")
 
@@ -103,6 +103,29 @@ def test_a_stage_whose_inputs_changed_ends_with_exit_code_1(
         run_stage(lambda: write_params(project, {"data.seed": 7}), "preprocess", inputs=inputs)
     assert end.value.code == 1
     assert "preprocess: changed while it ran: params.yaml: data." in capsys.readouterr().err
+
+
+def test_code_that_was_edited_since_the_pipeline_began_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make_folder(tmp_path / "project", {})
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "src").unlink()
+    (tmp_path / "src").rename(project / "src")
+    succeed(project, "digest_code", "params")
+    monkeypatch.chdir(project)
+    module = project / "src/coconut/data/preprocessing.py"
+    module.write_text(module.read_text(encoding="utf-8") + "# A comment.\n", encoding="utf-8")
+    run_stage(lambda: None, "preprocess", inputs=StageInputs.read("preprocess"))
+
+    module.write_text(module.read_text(encoding="utf-8") + "EDITED = 1\n", encoding="utf-8")
+    for cure in (lambda: None, (project / "outputs/code/preprocess.txt").unlink):
+        cure()
+        with pytest.raises(SystemExit):
+            run_stage(pytest.fail, "preprocess", "it ran", inputs=StageInputs.read("preprocess"))
+    errors = capsys.readouterr().err
+    assert "written for other code than there is now (src/coconut/data/preprocessing.py), so DVC would record" in errors
+    assert "outputs/code/preprocess.txt: no such file, wanted the digests of this stage's code; `dvc repro`" in errors
 
 
 # --- before a night is spent ----------------------------------------------------------------

@@ -5,6 +5,8 @@ from pathlib import Path
 EXAMPLES_DIR = Path("data/examples")
 ENCODED_DIR = Path("data/encoded")
 OUTPUTS_DIR = Path("outputs")
+CODE_DIR = OUTPUTS_DIR / "code"
+"""One file per stage script: digests of what its code does."""
 LOG_DIR = OUTPUTS_DIR / "logs"
 RECEIPTS_DIR = OUTPUTS_DIR / "evaluations"
 """One small file per evaluated entry: digests of what the report reads."""

@@ -4,17 +4,17 @@ A resume state may be continued only by a run whose command, code, parameters an
 are those of the run that left it. DVC knows that list already, so it is read from `dvc.yaml`
 rather than kept a second time: what is added there is in the fingerprint at once.
 
-The list is finer than DVC's in two ways. Python code counts by what it does: an edited comment or docstring changes
-nothing. And `dvc.yaml` names folders of code, of which only the modules that the stage's script may load count.
+Code stands there as a file of digests (see `stage_code.py`). What counts here is the code itself, read again: the
+modules that the stage's script may load, by what they do, so that an edited comment changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from coconut.files import digest_path, files_below, sha256_of
-from coconut.pipeline.code import digest_code, import_closure
+from coconut.files import digest_path, sha256_of
 from coconut.pipeline.dvc_file import Stage, canonical, lookup, read_mapping, read_pipeline
+from coconut.pipeline.stage_code import code_file, digest_source, find_newer, stage_code
 
 CANNOT_CHANGE_BYTES = ("min_accuracy",)
 """Keys of a curriculum entry that decide whether a stage passes, never what it computes."""
@@ -34,7 +34,9 @@ class StageInputs:
     digests: Mapping[str, str]
     """Of the command, the parameters and the files."""
     sources: Mapping[str, bytes]
-    """The Python code, by path."""
+    """The code, by path."""
+    code_file: str | None = None
+    """The file of digests that stands for the code in `dvc.yaml`."""
 
     @classmethod
     def read(cls, stage: str, root: Path | str = ".") -> "StageInputs":
@@ -66,26 +68,37 @@ class StageInputs:
 
     @classmethod
     def _of(cls, stage: Stage, root: Path) -> "StageInputs":
-        script = next((word for word in stage.cmd.split() if word.endswith(".py")), None)
-        modules = {} if script is None else import_closure(script, root)
+        script = next((word for word in stage.cmd.split() if word.endswith(".py")), "")
+        stands_for_code = code_file(PurePath(script)).as_posix()
+        has_code = stands_for_code in stage.deps
         digests = {"dvc.yaml: cmd": stage.cmd, **_digest_params(stage, root)}
-        sources: dict[str, bytes] = {}
-        for dep in stage.deps:
-            loaded = {name: source for name, source in modules.items() if Path(name).is_relative_to(dep)}
-            sources |= loaded
-            if not loaded:
-                digests[dep] = _digest_dep(root, dep)
-            elif dep not in loaded:
-                others = [f"{dep}/{name}" for name in files_below(root / dep) if not name.endswith(".py")]
-                digests |= {name: _digest_dep(root, name) for name in others}
-        return cls(stage.name, root, digests, sources)
+        digests |= {dep: _digest_dep(root, dep) for dep in stage.deps if dep != stands_for_code}
+        sources = stage_code(script, root) if has_code else {}
+        return cls(stage.name, root, digests, sources, stands_for_code if has_code else None)
 
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for the stage's name and everything that can change its bytes."""
         of_bytes = {name: digest for name, digest in self.digests.items() if not name.endswith(_GATE_SUFFIXES)}
-        of_code = {name: digest_code(source) for name, source in self.sources.items()}
+        of_code = {name: digest_source(name, source) for name, source in self.sources.items()}
         return sha256_of([self.stage, sorted(of_bytes.items()), sorted(of_code.items())])
+
+    def refuse_newer_code(self) -> None:
+        """Raise when the code is not the one that DVC will record: it was edited since `dvc repro` began.
+
+        Raises:
+            ValueError: naming the files.
+        """
+        if self.code_file is None:
+            return
+        path = self.root / self.code_file
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file, wanted the digests of this stage's code; `dvc repro` writes it")
+        if newer := find_newer(path.read_text(encoding="utf-8", errors="replace"), self.sources):
+            raise ValueError(
+                f"{path}: written for other code than there is now ({', '.join(newer[:5])}"
+                f"{', ...' if len(newer) > 5 else ''}), so DVC would record that for this stage; run `dvc repro` again"
+            )
 
     def refuse_if_changed(self) -> None:
         """Raise when an input is no longer what it was: DVC would record the new one for the old result.
@@ -108,7 +121,7 @@ class StageInputs:
             name
             for name in edited
             if not (name in self.sources and name in now.sources)
-            or digest_code(self.sources[name]) != digest_code(now.sources[name])
+            or digest_source(name, self.sources[name]) != digest_source(name, now.sources[name])
         }
 
     def _complaint(self, what: str) -> str:

@@ -34,6 +34,8 @@ def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: 
     with log_sinks(name), recording(name):
         logger.bind(event="begun").debug("{} begun", name)
         try:
+            if inputs is not None:
+                inputs.refuse_newer_code()
             main(*arguments)
             if inputs is not None:
                 inputs.refuse_if_changed()

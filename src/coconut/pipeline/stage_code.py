@@ -1,0 +1,67 @@
+"""The code of a pipeline stage, and the file of digests by which it stands in `dvc.yaml`.
+
+`outputs/code/train.txt` has a line for every file that `stages/train.py` may load and that can change a result: a
+digest that ignores comments, docstrings and layout, and the path. The pipeline stage `code` writes it, and `train@...`
+depends on it alone. So an edit runs those stages again that load what was edited, and an edited comment runs none,
+which DVC by itself, with folders of code as dependencies, could not tell apart.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+
+from coconut.files import files_below, sha256_of
+from coconut.layout import CODE_DIR
+from coconut.pipeline.code import digest_code, import_closure
+
+_PACKAGE = "src/coconut"
+_CANNOT_CHANGE_BYTES = tuple(
+    f"{_PACKAGE}/{name}"
+    for name in ("__init__.py", "pipeline", "devices.py", "files.py", "layout.py", "logs.py", "tracking.py")
+)
+"""How a stage is run, watched and stored, not what it computes."""
+
+
+def code_file(script: PurePath) -> PurePath:
+    """Return the file of digests of a script, relative to the top folder.
+
+    >>> code_file(PurePath("stages/train.py")).as_posix()
+    'outputs/code/train.txt'
+    """
+    return PurePath(CODE_DIR, f"{script.stem}.txt")
+
+
+def stage_code(script: str, root: Path) -> dict[str, bytes]:
+    """Return the files that a script may load and that can change a result, by path relative to `root`.
+
+    What lies beside a module without being one, as a page's template, counts with it.
+    """
+    loaded = import_closure(script, root)
+    modules = {name: source for name, source in loaded.items() if _can_change_bytes(name)}
+    folders = {Path(name).parent for name in modules} - {Path(_PACKAGE)}
+    others = {
+        (folder / name).as_posix()
+        for folder in folders
+        for name in files_below(root / folder)
+        if Path(name).suffix != ".py"
+    }
+    return modules | {name: (root / name).read_bytes() for name in sorted(others)}
+
+
+def digest_source(name: str, source: bytes) -> str:
+    """Return the digest of a file: of what it does if it is Python, else of its bytes."""
+    return digest_code(source) if name.endswith(".py") else sha256_of(source.hex())
+
+
+def describe_code(sources: Mapping[str, bytes]) -> str:
+    """Write the text of a file of digests."""
+    return "".join(f"{digest_source(name, sources[name])}  {name}\n" for name in sorted(sources))
+
+
+def find_newer(text: str, sources: Mapping[str, bytes]) -> list[str]:
+    """Name the files that are other ones now than a file of digests says."""
+    now = describe_code(sources).splitlines()
+    return sorted({line.partition("  ")[2] for line in set(now) ^ set(text.splitlines())})
+
+
+def _can_change_bytes(name: str) -> bool:
+    return not any(Path(name).is_relative_to(other) for other in _CANNOT_CHANGE_BYTES)
