@@ -13,11 +13,13 @@ ROOT = Path(__file__).parents[1]
 _PARTS = ("src", "stages", "models", "recipes", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "pyproject.toml")
 
 TINY: dict[str, Any] = {
+    "model": "models/tiny",
     "data.train.rows": 96,
     "data.valid.rows": 16,
     "data.test.rows": 16,
     "data.generator": {"task": "chained_arithmetic", "num_operations": 2, "modulus": 11},
     "latent.max_latent_stage": 2,
+    "latent.thought": "hidden[-1]",
     "train.batch_size": 16,
     "train.warmup_updates": 2,
     "train.validate_examples": 8,

@@ -71,7 +71,7 @@ def test_changing_one_value_changes_one_line(tmp_path: Path, key: str, value: An
         ("train.weight_decay=1e-5", "  weight_decay: 1e-05"),
         ("data.max_train=300", "  max_train: 300            # all | examples kept, the first ones"),
         ("latent.thought='hidden[-2]'", "  thought: hidden[-2]"),
-        ("latent.thought=normalised", "  thought: normalised"),
+        ("latent.thought=projection", "  thought: projection"),
         ("model=Qwen/Qwen2.5-0.5B", "model: Qwen/Qwen2.5-0.5B    # hub id | local Hugging Face folder"),
         ("revision='1234567'", "revision: '1234567'         # branch, tag or commit of a hub model"),
     ],
@@ -86,10 +86,10 @@ def test_values_of_every_kind_are_written_in_their_line(tmp_path: Path, override
 
 def test_an_entry_is_added_and_taken_out_again(tmp_path: Path) -> None:
     copy = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
-    fields = "{parent: latent_4, method: coconut, latent_stage: 4, epochs: 1, lr: 5e-5}"
-    apply_overrides(copy, [f"+curriculum.latent_5={fields}"])
-    assert load_params(copy).curriculum["latent_5"].lr == 5e-5
-    apply_overrides(copy, ["~curriculum.latent_5"])
+    fields = "{parent: latent_3, method: coconut, latent_stage: 3, epochs: 1, lr: 5e-5}"
+    apply_overrides(copy, [f"+curriculum.longer={fields}"])
+    assert load_params(copy).curriculum["longer"].lr == 5e-5
+    apply_overrides(copy, ["~curriculum.longer"])
     assert load_params(copy) == load_params(ROOT / "params.yaml")
 
 

@@ -21,7 +21,7 @@ MANY = {"train": 10_000, "valid": 1_000, "test": 1_000}
 
 
 def params(changes: dict[str, Any] | None = None) -> Params:
-    tree = read_yaml(ROOT / "params.yaml")
+    tree = read_yaml(ROOT / "recipes/arithmetic.yaml")
     for key, value in (changes or {}).items():
         *path, last = key.split(".")
         section = tree

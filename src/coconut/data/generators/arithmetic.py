@@ -1,4 +1,4 @@
-"""Chained modular arithmetic, the task of the embedded default."""
+"""Chained modular arithmetic."""
 
 import random
 
