@@ -50,7 +50,7 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("train.batch_size", True, "train.batch_size: found True \\(true/false\\), wanted a whole number"),
         ("latent.markers", "yes", "latent.markers: found 'yes' \\(text\\), wanted true or false"),
         ("latent.uniform_prob", 1.2, "latent.uniform_prob: found 1.2, wanted between 0 and 1"),
-        ("train.precision", "fp16", "train.precision: found 'fp16', wanted one of fp32, bf16, bf16-weights"),
+        ("train.precision", "fp16", "train.precision: found 'fp16', wanted one of fp32, tf32, bf16, bf16-weights"),
         ("train.weight_decay", "nan", "train.weight_decay: found 'nan' \\(text\\), wanted a finite number"),
         ("curriculum.cot.lr", "fast", "curriculum.cot.lr: found 'fast' \\(text\\), wanted a finite number"),
         ("curriculum.cot.method", "cott", "curriculum.cot.method: found 'cott', wanted one of cot, no_cot, coconut"),

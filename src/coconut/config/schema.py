@@ -158,7 +158,8 @@ class TrainConfig:
 
     batch_size: Count
     """Examples per update, over all devices and micro-batches."""
-    precision: Literal["fp32", "bf16", "bf16-weights"]
+    precision: Literal["fp32", "tf32", "bf16", "bf16-weights"]
+    """`tf32` rounds the factors of products to 10 bits on GPUs that can, and is `fp32` elsewhere."""
     optimizer: Literal["adamw", "adamw_8bit"]
     beta1: Beta
     beta2: Beta
@@ -181,7 +182,7 @@ class EvaluateConfig:
     """The section `evaluate`: how a checkpoint is scored."""
 
     max_new_tokens: Count
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     max_examples: CountOrAll
     """Examples of each split that are scored: the first ones."""
 
