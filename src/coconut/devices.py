@@ -110,7 +110,7 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
             " bf16 keeps them in fp32 and is as fast"
         )
     # Off unless it is asked for, so that fp32 means the same on every GPU.
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
     if not accelerator.is_main_process:
         logger.remove()  # One process speaks for all.
