@@ -13,10 +13,11 @@ if __name__ == "__main__":
     inputs = begin()
 
 from coconut.checkpoints.origin import prepare_base
+from coconut.checkpoints.tensors import save_tensors
 from coconut.config.params import load_params
 from coconut.config.schema import BASE
 from coconut.data.examples import Example, read_examples
-from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir
+from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir, optimizer_file
 from coconut.pipeline.stage import run_stage
 
 
@@ -27,8 +28,9 @@ def read_all() -> Iterator[Example]:
 
 
 def main() -> None:
-    """Write `outputs/base/checkpoint`."""
+    """Write `outputs/base/checkpoint`, and that its optimiser starts fresh."""
     prepare_base(load_params(), read_all(), checkpoint_dir(BASE))
+    save_tensors({}, optimizer_file(BASE))
 
 
 if __name__ == "__main__":

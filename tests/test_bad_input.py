@@ -297,12 +297,12 @@ def test_a_checkpoint_that_is_not_whole_is_named(
 
 @pytest.mark.parametrize("damage", [None, cut, scramble, lambda _content: b""], ids=["gone", "cut", "noise", "empty"])
 def test_moments_that_are_not_whole_are_named(project: Path, damage: Callable[[bytes], bytes] | None) -> None:
-    path = project / CHECKPOINT / "optimizer.safetensors"
+    path = (project / CHECKPOINT).with_name("optimizer.safetensors")
     if damage is None:
         path.unlink()
     else:
         replace(path, damage(path.read_bytes()))
-    assert f"{CHECKPOINT}/optimizer.safetensors: " in stage(project, "train@latent_1").error
+    assert f"{path.relative_to(project)}: " in stage(project, "train@latent_1").error
 
 
 def test_a_parents_trained_network_that_is_gone_is_named(project: Path) -> None:

@@ -16,7 +16,7 @@ from coconut.checkpoints.feedback import save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import CheckpointMeta
-from coconut.checkpoints.tensors import OPTIMIZER_FILE, read_tensors, save_tensors
+from coconut.checkpoints.tensors import read_tensors, save_tensors
 from coconut.config.params import load_params
 from coconut.config.schema import LatentConfig
 from coconut.data.tokenizer import build_word_tokenizer
@@ -25,6 +25,7 @@ from coconut.training.learner import Learner
 from test_config import SHIPPED
 from tiny_models import build_tiny_model
 
+OPTIMIZER_FILE = "optimizer.safetensors"
 FILES = (
     *("config.json", "generation_config.json", "coconut.json", "tokenizer.json", "tokenizer_config.json"),
     *("model.safetensors", "thought.safetensors", OPTIMIZER_FILE),

@@ -17,3 +17,8 @@ SPLITS = ("train", "valid", "test")
 def checkpoint_dir(entry_name: str) -> Path:
     """The checkpoint of a curriculum entry, or of `base`."""
     return OUTPUTS_DIR / entry_name / "checkpoint"
+
+
+def optimizer_file(entry_name: str) -> Path:
+    """The moments that an entry leaves to its children; without tensors where it keeps none, as `base`."""
+    return OUTPUTS_DIR / entry_name / "optimizer.safetensors"

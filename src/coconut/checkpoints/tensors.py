@@ -13,7 +13,6 @@ from torch import Tensor
 from coconut.config.messages import first_line
 from coconut.data.documents import describe_foreign
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 RESTORE = "`dvc repro` restores the checkpoint"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 _MAX_HEADER_BYTES = 16 << 20

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from coconut.checkpoints.feedback import save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta, Prompt
-from coconut.checkpoints.tensors import OPTIMIZER_FILE, save_tensors
+from coconut.checkpoints.tensors import save_tensors
 from coconut.devices import peak_memory_mb
 from coconut.files import check_free_space, replace_file
-from coconut.layout import OUTPUTS_DIR, checkpoint_dir
+from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
 from coconut.pipeline.resume import resume_dir
 from coconut.training.loop import Trainer
@@ -70,7 +70,7 @@ def pass_gate(trainer: Trainer) -> None:
 def write_outputs(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, versions: Mapping[str, str]
 ) -> None:
-    """Write `checkpoint/`, `history.csv` and `train.json` of an entry, which DVC then takes over.
+    """Write `checkpoint/`, the moments, `history.csv` and `train.json` of an entry, which DVC then takes over.
 
     Args:
         prompt: the form of prompt that the entry was trained with.
@@ -92,8 +92,8 @@ def write_outputs(
     try:
         save_checkpoint(weights_dir, trainer.model, tokenizer, meta)
         save_feedback(weights_dir, trainer.feedback)
-        if not entry.train.reset_optimizer:
-            save_tensors(trainer.learner.moments(), weights_dir / OPTIMIZER_FILE)
+        moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
+        save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
         replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions), indent=2) + "\n")
     except OSError as error:

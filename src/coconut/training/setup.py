@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import META_FILE, load_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta
-from coconut.checkpoints.tensors import OPTIMIZER_FILE, RESTORE, read_tensors
+from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.config.schema import BASE, Entry, Params
 from coconut.config.thought import check_layers, parse_thought
 from coconut.data.curriculum import entry_plans, plan_view
@@ -21,7 +21,7 @@ from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds, longest_prompt, longest_view
 from coconut.devices import build_accelerator
 from coconut.evaluation.evaluator import Evaluator
-from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir
+from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
 from coconut.model.feedback import Feedback
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
@@ -48,7 +48,7 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
     check_curriculum(params, entry, model)
     trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta)
     if not entry.train.reset_optimizer:
-        _take_over_moments(trainer.learner, entry, params)
+        _take_over_moments(trainer.learner, entry)
     return trainer, tokenizer
 
 
@@ -133,19 +133,15 @@ class EntryValidation:
         return score
 
 
-def _take_over_moments(learner: Learner, entry: Entry, params: Params) -> None:
-    parent = entry.parent
-    path: Path = checkpoint_dir(parent) / OPTIMIZER_FILE
-    if path.exists():
-        moments = read_tensors(path, "the parent's moments")
-        if not fits_optimizer(learner.optimizer, moments):
-            logger.warning("{}: of another optimiser than {}; the optimiser starts fresh", path, entry.train.optimizer)
-            return
+def _take_over_moments(learner: Learner, entry: Entry) -> None:
+    path: Path = optimizer_file(entry.parent)
+    moments = read_tensors(path, "the parent's moments")
+    if moments and fits_optimizer(learner.optimizer, moments):
         learner.take_over(moments, place=str(path))
-    elif parent != BASE and not params.curriculum[parent].train.reset_optimizer:
-        raise ValueError(f"{path}: no such file, but {parent} keeps its moments (reset_optimizer: false); {RESTORE}")
-    elif parent != BASE:
-        logger.warning("{}: not there, the parent kept no moments; the optimiser starts fresh", path)
+    elif moments:
+        logger.warning("{}: of another optimiser than {}; the optimiser starts fresh", path, entry.train.optimizer)
+    elif entry.parent != BASE:
+        logger.warning("{}: empty, the parent kept no moments; the optimiser starts fresh", path)
 
 
 def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel) -> None:
