@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SUBCOMMANDS = ["status", "overnight", "table", "compare", "report", "prune", "repair"]
+SUBCOMMANDS = ["status", "overnight", "table", "compare", "report", "push", "prune", "repair"]
 ROOT = Path(__file__).parents[1]
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("evaluation",),
     ("training",),
     ("report",),
-    ("reasoner",),
+    ("reasoner", "publish"),
     ("cli", ""),
     ("__main__",),
 )

@@ -112,6 +112,22 @@ def report() -> None:
 
 
 @app.command()
+def push(
+    entry: Annotated[str, typer.Argument(help="Entry of the curriculum whose checkpoint is uploaded.")],
+    hub_id: Annotated[str, typer.Argument(help="Repository on the hub, owner/name; it is made if it is not there.")],
+    dry_run: Annotated[bool, typer.Option(help="Print the files and the model card, and upload nothing.")] = False,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+) -> None:
+    """Upload an entry's checkpoint to a model hub.
+
+    It goes with a model card that holds how it was trained, its results with their intervals, and how to load it.
+    """
+    from coconut.publish import push as run
+
+    _end_with(lambda: run(entry, hub_id, dry_run=dry_run, private=private))
+
+
+@app.command()
 def prune() -> None:
     """Delete resume states that nothing would use.
 

@@ -10,8 +10,9 @@ from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.checkpoints.feedback import load_feedback
-from coconut.checkpoints.folder import load_checkpoint
+from coconut.checkpoints.card import CARD_FILE, write_card
+from coconut.checkpoints.feedback import load_feedback, save_feedback
+from coconut.checkpoints.folder import META_FILE, load_checkpoint, save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.schema import LatentConfig
@@ -22,6 +23,7 @@ from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
+from coconut.files import replace_file
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
@@ -107,6 +109,22 @@ class Reasoner:
         iterations = meta.parallel_iterations
         feedback = load_feedback(Path(folder), meta.thought, model, parallel_iterations=iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write a checkpoint that `from_pretrained` opens: a Hugging Face folder, with a model card.
+
+        Raises:
+            ValueError: if the folder is there and is no checkpoint, or transformers refuses to save the model.
+            OSError: if it cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / META_FILE).is_file():
+            raise ValueError(
+                f"{folder}: found something that is no checkpoint of ours; name a folder that is not there"
+            )
+        save_checkpoint(folder, self.model, self.tokenizer, self.meta)
+        save_feedback(folder, self.feedback)
+        replace_file(folder / CARD_FILE, write_card(folder.name, self.meta, self.tokenizer, training={}))
 
     def solve(
         self,

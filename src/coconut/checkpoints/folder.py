@@ -36,7 +36,7 @@ def load_checkpoint(
         raise ValueError(_no_checkpoint(folder))
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=dtype)
-    meta = _read_meta(folder / META_FILE) if (folder / META_FILE).is_file() else None
+    meta = read_meta(folder) if (folder / META_FILE).is_file() else None
     return typing.cast(PreTrainedModel, model.to(device)), tokenizer, meta
 
 
@@ -100,7 +100,13 @@ def _no_checkpoint(folder: Path) -> str:
     return f"{folder}: found {found}, wanted a checkpoint;{question}"
 
 
-def _read_meta(path: Path) -> CheckpointMeta:
+def read_meta(folder: Path) -> CheckpointMeta:
+    """Read how a checkpoint was trained.
+
+    Raises:
+        ValueError: if its `coconut.json` is missing or damaged.
+    """
+    path = folder / META_FILE
     found, fields = read_json(path), dataclasses.fields(CheckpointMeta)
     # Keys with a default were added later: checkpoints from before them are still read.
     required = {field.name for field in fields if field.default is dataclasses.MISSING}

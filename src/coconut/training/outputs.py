@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut.checkpoints.card import CARD_FILE, describe_entry, write_card
 from coconut.checkpoints.feedback import save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta, Prompt
@@ -92,6 +93,8 @@ def write_outputs(
     try:
         save_checkpoint(weights_dir, trainer.model, tokenizer, meta)
         save_feedback(weights_dir, trainer.feedback)
+        card = write_card(entry.name, meta, tokenizer, training=describe_entry(entry))
+        replace_file(weights_dir / CARD_FILE, card)
         moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
         save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
