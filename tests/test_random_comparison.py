@@ -156,11 +156,11 @@ def rounding_alone(
     nll, of_exact = read_alone(exact, feedback, views)
     of_loss, of_gradients = float(abs(found[0] - nll) / nll), worst_difference(found[1], of_exact)
     weights = {name: weight.clone() for name, weight in exact.named_parameters()}
-    for seed in range(6):
+    for seed in range(12):
         noise = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, weight in exact.named_parameters():
-                step = torch.finfo(torch.float32).eps * torch.randn(weight.shape, generator=noise)
+                step = 4 * torch.finfo(torch.float32).eps * torch.randn(weight.shape, generator=noise)
                 weight.copy_(weights[name] * (1 + step))
         moved, of_moved = read_alone(exact, feedback, views)
         of_loss = max(of_loss, float(abs(moved - nll) / nll))
