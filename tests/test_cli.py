@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SUBCOMMANDS = ["status", "overnight", "table", "compare", "report", "push", "prune", "repair"]
+SUBCOMMANDS = ["status", "overnight", "table", "compare", "report", "solve", "think", "push", "prune", "repair"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,7 +47,9 @@ def test_help_and_completion_import_nothing_slow():
     assert done.stdout == "\n"
 
 
-@pytest.mark.parametrize("arguments", [[name] for name in SUBCOMMANDS if name not in ("repair", "compare", "push")])
+@pytest.mark.parametrize(
+    "arguments", [[name] for name in SUBCOMMANDS if name not in ("repair", "compare", "push", "solve", "think")]
+)
 def test_outside_of_the_repository_it_is_one_message_and_exit_code_1(tmp_path, arguments):
     done = coconut(tmp_path, *arguments)
     assert done.returncode == 1

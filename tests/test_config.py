@@ -255,7 +255,10 @@ def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
         ("1", "curriculum.1: not a usable name"),
         ("../up", "not a usable name"),
         ("base", "not a usable name"),
-        ("Report", "curriculum.Report: not a usable name; .* not base, report, logs, code, evaluations or overnight"),
+        (
+            "Report",
+            "curriculum.Report: not a usable name; .* not base, report, logs, code, evaluations, probes or overnight",
+        ),
         ("COT", "curriculum.COT: differs from cot only in upper and lower case, wanted another name"),
         ("a b", "not a usable name"),
     ],

@@ -18,9 +18,11 @@ LAYERS = (
     ("model",),
     ("checkpoints",),
     ("evaluation",),
-    ("training",),
+    ("training", "probing"),
     ("report",),
-    ("reasoner", "publish"),
+    ("arguments", "solutions", "publish"),
+    ("reasoner",),
+    ("terminal",),
     ("cli", ""),
     ("__main__",),
 )

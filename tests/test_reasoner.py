@@ -186,3 +186,88 @@ def test_a_question_may_take_all_positions_but_one_and_its_answer_ends_there(fol
     assert solution.num_generated_tokens == 1
     with pytest.raises(ValueError, match=r"questions\[0\]: found 129 tokens, 120 of them thoughts"):
         reasoner.solve(["1 + 2 + 3 ?"], num_thoughts=120)
+
+
+# --- thoughts -------------------------------------------------------------------------------
+
+
+def test_thinking_shows_the_thoughts_that_solve_feeds_back(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    questions = [example.question for example in EXAMPLES]
+    thinkings = reasoner.think(questions, max_new_tokens=4, top=3)
+    assert [thinking.question for thinking in thinkings] == questions
+    assert [thinking.solution for thinking in thinkings] == reasoner.solve(questions, max_new_tokens=4)
+    for thinking in thinkings:
+        assert len(thinking.thoughts) == 2
+        for thought in thinking.thoughts:
+            probabilities = [p for _, p in thought.tokens]
+            assert len(probabilities) == 3
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert thought.vector.shape == (32,)
+            assert thought.entropy > 0
+    vectors = torch.stack([torch.stack([thought.vector for thought in t.thoughts]) for t in thinkings])
+    seen = []
+
+    def watch(slot: int, vectors_BD: torch.Tensor, places: Any) -> torch.Tensor:
+        seen.append(slot)
+        assert torch.allclose(vectors_BD, vectors[list(places), slot], atol=1e-5)
+        return vectors_BD
+
+    assert reasoner.solve(questions, max_new_tokens=4, intervene=watch) == reasoner.solve(questions, max_new_tokens=4)
+    assert seen == [0, 1]
+
+
+def test_what_enters_a_slot_can_be_another_questions_thought(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    questions = [example.question for example in EXAMPLES]
+    vectors = [[thought.vector for thought in thinking.thoughts] for thinking in reasoner.think(questions)]
+    own = reasoner.solve(questions, intervene=lambda slot, _, places: torch.stack([vectors[p][slot] for p in places]))
+    assert own == reasoner.solve(questions)
+    entered = []
+
+    def exchange(slot: int, vectors_BD: torch.Tensor, places: Any) -> torch.Tensor:
+        entered.append(vectors_BD)
+        return torch.stack([vectors[1 - place][slot] for place in places])
+
+    reasoner.solve(questions, batch_size=1, intervene=exchange)
+    assert len(entered) == 4, "a question at a time, two slots each"
+
+
+def test_with_fewer_thoughts_than_in_training_the_rest_is_said(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    (thinking,) = reasoner.think([EXAMPLES[0].question], 1, max_new_tokens=4)
+    assert len(thinking.thoughts) == 1
+    assert not thinking.solution.text.startswith("###")
+    assert thinking.solution == reasoner.solve([EXAMPLES[0].question], 1, 4, in_words=True)[0]
+    assert reasoner.think([EXAMPLES[0].question], 0, max_new_tokens=4)[0].thoughts == []
+    assert reasoner.think([]) == []
+
+
+def test_on_a_terminal_a_line_stands_for_a_thought(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from coconut.terminal import run
+
+    open_plain(folder).save_pretrained(tmp_path / "checkpoint")
+    question = EXAMPLES[0].question
+    assert run([question], entry=str(tmp_path / "checkpoint"), shows_thoughts=True) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == question
+    assert [line.split()[:2] for line in printed[1:3]] == [["thought", "1"], ["thought", "2"]]
+    assert "█" in "".join(printed) or "▏" in "".join(printed)
+    run([question], entry=str(tmp_path / "checkpoint"), num_thoughts=1, shows_thoughts=True)
+    assert "  1 of 2 thoughts; the rest in words:" in capsys.readouterr().out.splitlines()
+    run([question], entry=str(tmp_path / "checkpoint"), shows_thoughts=False)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_name_that_leads_to_no_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coconut.terminal import find_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(ValueError, match="'latent_9': found neither an entry of the curriculum nor a folder"):
+        find_checkpoint("latent_9")
+    with pytest.raises(ValueError, match="found no latent entry that is trained, wanted one to ask; run `dvc repro`"):
+        find_checkpoint("")
+    assert find_checkpoint("cot") == Path("outputs/cot/checkpoint")

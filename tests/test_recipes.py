@@ -52,11 +52,11 @@ def test_a_recipe_loads(path: Path) -> None:
 
 
 @each_recipe
-def test_dvc_makes_both_stages_of_every_entry(path: Path, dvc_dir: Path) -> None:
+def test_dvc_makes_all_stages_of_every_entry(path: Path, dvc_dir: Path) -> None:
     shutil.copy(path, dvc_dir / "params.yaml")
     with Repo(str(dvc_dir)) as repo:
         names = {stage.addressing.rpartition(":")[2] for stage in repo.index.stages}
-    wanted = {f"{kind}@{name}" for kind in ("train", "evaluate") for name in load_params(path).curriculum}
+    wanted = {f"{kind}@{name}" for kind in ("train", "evaluate", "probe") for name in load_params(path).curriculum}
     assert wanted <= names
     assert {name for name in names if "@" in name} == wanted
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coconut.data.examples import Example
-    from coconut.reasoner import Reasoner, Solution
+    from coconut.reasoner import Reasoner
+    from coconut.solutions import Solution, Thinking, Thought
 
 __version__ = "0.2.0"
-__all__ = ["Example", "Reasoner", "Solution", "__version__"]
+__all__ = ["Example", "Reasoner", "Solution", "Thinking", "Thought", "__version__"]
 
-_HOMES = {"Example": "coconut.data.examples", "Reasoner": "coconut.reasoner", "Solution": "coconut.reasoner"}
+_HOMES = {"Example": "coconut.data.examples", "Reasoner": "coconut.reasoner"} | dict.fromkeys(
+    ("Solution", "Thinking", "Thought"), "coconut.solutions"
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -111,6 +111,34 @@ def report() -> None:
     _end_with(run_report)
 
 
+_QUESTIONS = Annotated[list[str], typer.Argument(help="Questions, each in quotes.")]
+_ENTRY = Annotated[
+    str, typer.Option(help="Entry of the curriculum, or folder of a checkpoint. Default: the last latent entry.")
+]
+_THOUGHTS = Annotated[
+    int | None, typer.Option(min=0, help="Thoughts before the answer; with fewer than in training the rest is said.")
+]
+
+
+@app.command()
+def solve(questions: _QUESTIONS, entry: _ENTRY = "", thoughts: _THOUGHTS = None) -> None:
+    """Answer questions with a trained entry."""
+    from coconut.terminal import run
+
+    _end_with(lambda: run(questions, entry=entry, num_thoughts=thoughts, shows_thoughts=False))
+
+
+@app.command()
+def think(questions: _QUESTIONS, entry: _ENTRY = "", thoughts: _THOUGHTS = None) -> None:
+    """Answer questions and show the thoughts.
+
+    A line stands for a thought: the tokens that the output head reads in it, with bars for their probabilities.
+    """
+    from coconut.terminal import run
+
+    _end_with(lambda: run(questions, entry=entry, num_thoughts=thoughts, shows_thoughts=True))
+
+
 @app.command()
 def push(
     entry: Annotated[str, typer.Argument(help="Entry of the curriculum whose checkpoint is uploaded.")],

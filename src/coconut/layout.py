@@ -10,6 +10,8 @@ CODE_DIR = OUTPUTS_DIR / "code"
 LOG_DIR = OUTPUTS_DIR / "logs"
 RECEIPTS_DIR = OUTPUTS_DIR / "evaluations"
 """One small file per evaluated entry: digests of what the report reads."""
+PROBES_DIR = OUTPUTS_DIR / "probes"
+"""One small file per probed entry: digests of what the report reads."""
 REPORT_DIR = OUTPUTS_DIR / "report"
 SPLITS = ("train", "valid", "test")
 

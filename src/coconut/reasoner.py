@@ -1,15 +1,16 @@
 """The Python interface: ask a trained model, or score it."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut.arguments import as_list, check_device, check_example, check_not_blank, check_number
 from coconut.checkpoints.card import CARD_FILE, write_card
 from coconut.checkpoints.feedback import load_feedback, save_feedback
 from coconut.checkpoints.folder import META_FILE, load_checkpoint, save_checkpoint
@@ -18,8 +19,8 @@ from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
-from coconut.data.encoding import encode_example, encode_questions, find_unknown_word, tokenize_texts
-from coconut.data.examples import Example
+from coconut.data.encoding import EncodedExample, encode_example, encode_questions, find_unknown_word, tokenize_texts
+from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
@@ -27,22 +28,13 @@ from coconut.files import replace_file
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
+from coconut.model.thoughts import Edit
+from coconut.probing.decoding import entropies
+from coconut.probing.subject import Subject
+from coconut.solutions import Solution, Thinking, Thought
 
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The model's answer to one question."""
-
-    text: str
-    answer: str | None
-    """Extracted from the text; None where it holds none."""
-    num_generated_tokens: int
-    """The end-of-sequence token included."""
-    num_thoughts: int
-    truncated: bool
-    """True if the text was cut off before the model said that it was done."""
+Intervention = Callable[[int, Tensor, Sequence[int]], Tensor]
+"""(slot, counted from 0; the vectors that are about to enter it, B x D; the places of their questions) -> B x D."""
 
 
 class Reasoner:
@@ -88,12 +80,12 @@ class Reasoner:
             ValueError: for a plain folder, if one of the three is missing; for a value of the wrong kind.
         """
         if c_thought is not None:
-            _check_number("c_thought", c_thought, at_least=0)
+            check_number("c_thought", c_thought, at_least=0)
         if max_latent_stage is not None:
-            _check_number("max_latent_stage", max_latent_stage, at_least=0)
+            check_number("max_latent_stage", max_latent_stage, at_least=0)
         if markers is not None and not isinstance(markers, bool):
             raise ValueError(f"markers: found {markers!r}, wanted True or False")
-        _check_device(device)
+        check_device(device)
         model, tokenizer, meta = load_checkpoint(Path(folder), device=device)
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
         if meta is None:
@@ -133,27 +125,92 @@ class Reasoner:
         max_new_tokens: int | None = None,
         *,
         batch_size: int = 64,
+        in_words: bool = False,
+        intervene: Intervention | None = None,
     ) -> list[Solution]:
         """Answer the questions, greedily.
 
         Args:
             num_thoughts: vectors fed back before the answer; as many as in training when None.
             max_new_tokens: limit of each answer; 256 when None. An answer also ends with the model's positions.
+            in_words: no text may begin with the answer's mark, so that with fewer thoughts than in training the model
+                says aloud what it does not think.
+            intervene: what enters the slots instead of the thoughts.
 
         Raises:
             ValueError: for a value of the wrong kind, or a question that leaves no position for an answer.
         """
-        questions = _as_list("questions", questions, str)
+        questions = as_list("questions", questions, str)
         for i, question in enumerate(questions):
-            _check_not_blank(f"questions[{i}]", question)
+            check_not_blank(f"questions[{i}]", question)
         plan = self.meta.plan()
         if num_thoughts is not None:
-            _check_number("num_thoughts", num_thoughts, at_least=0)
+            check_number("num_thoughts", num_thoughts, at_least=0)
             plan = replace(plan, num_latents=num_thoughts)
         if max_new_tokens is not None:
-            _check_number("max_new_tokens", max_new_tokens, at_least=1)
-        _check_number("batch_size", batch_size, at_least=1)
-        evaluator = Evaluator(
+            check_number("max_new_tokens", max_new_tokens, at_least=1)
+        check_number("batch_size", batch_size, at_least=1)
+        evaluator = self._evaluator(plan, max_new_tokens, batch_size)
+        ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
+        for i, row in enumerate(ids):
+            self._check_fits(f"questions[{i}]", _prompt_length(row, plan) + 1, plan)
+        self._warn_of_unknown_words(questions, questions)
+        rows = evaluator.decode(
+            [build_prompt(row, plan=plan, markers=self.markers) for row in ids],
+            edits=None if intervene is None else partial(_edit, intervene),
+            not_first=tokenize_texts(self.tokenizer, [ANSWER_MARK])[0][:1] if in_words else (),
+        )
+        texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
+        return [
+            Solution(text, extract_answer(text), row.num_tokens, plan.num_latents, row.truncated)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def think(
+        self,
+        questions: Sequence[str],
+        num_thoughts: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        top: int = 5,
+        batch_size: int = 64,
+    ) -> list[Thinking]:
+        """Answer the questions as `solve` does, and return what was thought on the way.
+
+        With fewer thoughts than in training the rest is said in words.
+
+        Args:
+            top: most probable tokens of each thought that are returned.
+
+        Raises:
+            ValueError: as `solve`.
+        """
+        check_number("top", top, at_least=1)
+        trained = self.meta.plan()
+        plan = trained if num_thoughts is None else replace(trained, num_latents=num_thoughts)
+        solutions = self.solve(
+            questions,
+            num_thoughts,
+            max_new_tokens,
+            batch_size=batch_size,
+            in_words=plan.num_latents < trained.num_latents,
+        )
+        if not solutions or plan.num_latents == 0:
+            return [Thinking(question, [], solution) for question, solution in zip(questions, solutions, strict=True)]
+        ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
+        encoded = [EncodedExample(row, [], []) for row in ids]
+        examples = [Example(question) for question in questions]
+        subject = Subject(self._evaluator(plan, max_new_tokens, batch_size), examples, encoded, range(len(examples)))
+        probs_NKV = subject.decoded(subject.trace.states_NJD[:, :-1])
+        return [
+            Thinking(question, self._read_thoughts(probs_KV, vectors_KD, top), solution)
+            for question, probs_KV, vectors_KD, solution in zip(
+                questions, probs_NKV, subject.trace.vectors_NKD, solutions, strict=True
+            )
+        ]
+
+    def _evaluator(self, plan: ViewPlan, max_new_tokens: int | None, batch_size: int) -> Evaluator:
+        return Evaluator(
             self.model,
             self.feedback,
             self.tokenizer,
@@ -162,15 +219,18 @@ class Reasoner:
             max_new_tokens=256 if max_new_tokens is None else max_new_tokens,
             batch_size=batch_size,
         )
-        ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
-        for i, row in enumerate(ids):
-            self._check_fits(f"questions[{i}]", _prompt_length(row, plan) + 1, plan)
-        self._warn_of_unknown_words(questions, questions)
-        rows = evaluator.decode([build_prompt(row, plan=plan, markers=self.markers) for row in ids])
-        texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
+
+    def _read_thoughts(self, probs_KV: Tensor, vectors_KD: Tensor, top: int) -> list[Thought]:
+        best = probs_KV.topk(min(top, probs_KV.shape[-1]))
         return [
-            Solution(text, extract_answer(text), row.num_tokens, plan.num_latents, row.truncated)
-            for row, text in zip(rows, texts, strict=True)
+            Thought(
+                [(self.tokenizer.decode([token]), p) for token, p in zip(tokens, values, strict=True)],
+                float(entropies(probs_V)),
+                vector_D,
+            )
+            for tokens, values, probs_V, vector_D in zip(
+                best.indices.tolist(), best.values.tolist(), probs_KV, vectors_KD, strict=True
+            )
         ]
 
     def nll(self, examples: Sequence[Example], latent_stage: int) -> tuple[Tensor, int]:
@@ -182,12 +242,12 @@ class Reasoner:
         Raises:
             ValueError: for a value of the wrong kind, no example at all, or one that does not fit the model.
         """
-        examples = _as_list("examples", examples, Example)
+        examples = as_list("examples", examples, Example)
         if not examples:
             raise ValueError("examples: found none, wanted at least one; a loss over nothing has no mean")
         for i, example in enumerate(examples):
-            _check_example(f"examples[{i}]", example)
-        _check_number("latent_stage", latent_stage, at_least=0)
+            check_example(f"examples[{i}]", example)
+        check_number("latent_stage", latent_stage, at_least=0)
         plan = self.meta.plan_at(latent_stage)
         views = []
         for i, example in enumerate(examples):
@@ -216,47 +276,8 @@ class Reasoner:
                 logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
 
 
-# --- what a caller can get wrong ------------------------------------------------------------
-
-
-def _check_number(place: str, value: Any, *, at_least: int) -> None:
-    # type(), not isinstance(): True is an int to Python, not to a reader.
-    if type(value) is not int or value < at_least:
-        raise ValueError(f"{place}: found {value!r}, wanted a whole number (int) of at least {at_least}")
-
-
-def _check_device(device: Any) -> None:
-    try:
-        asked = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device: found {device!r}, wanted cpu, cuda, or cuda:1 and so on") from None
-    num_gpus = torch.cuda.device_count()
-    if asked.type == "cuda" and (asked.index or 0) >= num_gpus:
-        raise ValueError(f"device: found {device!r}, but torch sees {num_gpus} GPUs here; use cpu, or one of them")
-
-
-def _as_list(place: str, values: Iterable[_Item], kind: type[_Item]) -> list[_Item]:
-    name = {str: "text", Example: "Example"}[kind]
-    # A text is a sequence of texts to Python, so that each character would be a question.
-    if isinstance(values, str | Example) or not isinstance(values, Iterable):
-        raise ValueError(f"{place}: found one {type(values).__name__}, wanted a list of {name}; put [ ] around it")
-    items = list(values)
-    for i, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise ValueError(f"{place}[{i}]: found {item!r:.60} ({type(item).__name__}), wanted {name}")
-    return items
-
-
-def _check_example(place: str, example: Example) -> None:
-    parts = {"question": example.question, "answer": example.answer}
-    parts |= {f"steps[{i}]": step for i, step in enumerate(example.steps)}
-    for name, text in parts.items():
-        _check_not_blank(f"{place}.{name}", text)
-
-
-def _check_not_blank(place: str, text: Any) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place}: found {text!r:.60}, wanted text that is not empty")
+def _edit(intervene: Intervention, places: Sequence[int]) -> Edit:
+    return lambda slot, vector_BD: intervene(slot, vector_BD, places)
 
 
 def _prompt_length(question_ids: Sequence[int], plan: ViewPlan) -> int:

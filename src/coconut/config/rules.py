@@ -10,7 +10,7 @@ from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.thought import parse_thought
 
 _ENTRY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
-_TAKEN = (BASE, "report", "logs", "code", "evaluations", "overnight")
+_TAKEN = (BASE, "report", "logs", "code", "evaluations", "probes", "overnight")
 """Other folders below `outputs/`."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 

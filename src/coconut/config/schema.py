@@ -188,6 +188,20 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """The section `probe`: how closely the thoughts of every entry are looked at."""
+
+    enabled: bool
+    """If false, the stage `probe` leaves empty files, in a second."""
+    questions: Count
+    """Test questions on which everything is measured: the first ones."""
+    shown: Natural
+    """Questions that are written out in full, right and wrong ones."""
+    top: Annotated[int, Range(1, 100)]
+    """Most probable tokens of a thought that are written out."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One entry of `curriculum`: a training stage and its evaluation."""
 
@@ -246,5 +260,6 @@ class Params:
     latent: LatentConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    probe: ProbeConfig
     runtime: RuntimeConfig
     curriculum: Mapping[str, Entry]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -45,7 +46,7 @@ def evaluate_entry(params: Params, name: str) -> None:
             f"curriculum.{name}: no such entry, wanted {BASE} or one of the curriculum: {', '.join(params.curriculum)}"
         )
     training = _training_metrics(name)
-    evaluator = _open_evaluator(params, name)
+    evaluator = open_evaluator(params, name)
     examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
     datasets = {split: load_encoded(ENCODED_DIR, split, params.evaluate.max_examples) for split in examples}
     # A prediction holds what was generated, often a byte or more a token.
@@ -79,7 +80,7 @@ def evaluate_entry(params: Params, name: str) -> None:
         _write(name, {key: metrics[key] for key in METRICS}, test)
 
 
-def _open_evaluator(params: Params, name: str) -> Evaluator:
+def open_evaluator(params: Params, name: str) -> Evaluator:
     """The entry's model, ready to be scored on the view that it was trained for."""
     accelerator = build_accelerator(params.runtime, params.evaluate.precision)
     folder = checkpoint_dir(name)
@@ -203,12 +204,19 @@ def _training_metrics(name: str) -> dict[str, Any]:
 
 def _write(name: str, metrics: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     output_dir = OUTPUTS_DIR / name
-    RECEIPTS_DIR.mkdir(parents=True, exist_ok=True)
     in_order = sorted(outcomes, key=lambda outcome: outcome.index)
     lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
     replace_file(output_dir / "predictions.jsonl", "".join(lines))
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    # What the report depends on: DVC cannot name the outputs of all entries, but it can watch a folder.
-    files = ("metrics.json", "predictions.jsonl", "history.csv")
+    write_receipt(RECEIPTS_DIR, name, ("metrics.json", "predictions.jsonl", "history.csv"))
+
+
+def write_receipt(folder: Path, name: str, files: Sequence[str]) -> None:
+    """Write digests of an entry's files, which the report depends on.
+
+    DVC cannot name the outputs of all entries, but it can watch a folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    output_dir = OUTPUTS_DIR / name
     receipt = {file: digest_file(output_dir / file) for file in files if (output_dir / file).exists()}
-    replace_file(RECEIPTS_DIR / f"{name}.json", json.dumps(receipt, indent=2) + "\n")
+    replace_file(folder / f"{name}.json", json.dumps(receipt, indent=2) + "\n")

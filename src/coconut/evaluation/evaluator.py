@@ -1,8 +1,8 @@
 """Score a model on a split: loss, and accuracy by batched greedy generation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
+from coconut.model.thoughts import Edit, SlotFeedback, pause_feedback
+
+Edits = Callable[[Sequence[int]], Edit]
+"""From the places of the prompts of a batch to what edits their slots."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,41 @@ class Evaluator:
         return sorted({int(i) for i in [*many, self.tokenizer.eos_token_id] if i is not None})
 
     def decode(
-        self, prompts: Sequence[View], *, on_rows: Callable[[int], object] = lambda _count: None
+        self,
+        prompts: Sequence[View],
+        *,
+        edits: Edits | None = None,
+        not_first: Collection[int] = (),
+        on_rows: Callable[[int], object] = lambda _count: None,
     ) -> list[Decoded]:
-        """Generate after each prompt, longest first so that little is padded; results in the given order."""
+        """Generate after each prompt, longest first so that little is padded; results in the given order.
+
+        Args:
+            edits: what enters the slots instead of the thoughts.
+            not_first: ids that no answer may begin with.
+        """
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
         decoded: dict[int, Decoded] = {}
 
         def decode_batch(places: Sequence[int]) -> None:
-            rows = self._decode_batch([prompts[place] for place in places])
+            edit = None if edits is None else edits(places)
+            rows = self._decode_batch([prompts[place] for place in places], edit, not_first)
             decoded.update(zip(places, rows, strict=True))
             on_rows(len(places))
 
         self._in_batches(order, decode_batch)
         return [decoded[place] for place in range(len(prompts))]
 
-    def _decode_batch(self, prompts: Sequence[View]) -> list[Decoded]:
+    def open_slots(self, views: Sequence[View], edit: Edit | None = None) -> tuple[list[View], SlotFeedback]:
+        """Return views in which every slot is fed, pause slots too, and the feedback of one batch of them."""
+        feeds_thoughts = self.plan.slot == "thought"
+        inner = self.feedback if feeds_thoughts else pause_feedback(self.model, self.markers.latent)
+        return [replace(view, num_thoughts=view.num_slots) for view in views], SlotFeedback(inner, edit)
+
+    def _decode_batch(self, prompts: Sequence[View], edit: Edit | None, not_first: Collection[int]) -> list[Decoded]:
+        feedback: Feedback = self.feedback
+        if edit is not None:
+            prompts, feedback = self.open_slots(prompts, edit)
         # A position that the model does not have cannot be generated into.
         room = num_positions(self.model)
         limits = [max(0, min(self.max_new_tokens, room - len(prompt.input_ids))) for prompt in prompts]
@@ -90,11 +114,12 @@ class Evaluator:
         with self.autocast():
             return generate(
                 self.model,
-                self.feedback,
+                feedback,
                 batch,
                 eos_ids=self.eos_ids,
                 max_new_tokens=limits,
                 options=self.options,
+                not_first=not_first,
             )
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ def generate(
     max_new_tokens: int | Sequence[int],
     options: PassOptions | None = None,
     max_share_kept: float = 7 / 8,
+    not_first: Collection[int] = (),
 ) -> list[Decoded]:
     """Decode greedily after a left-padded batch of prompts.
 
@@ -51,6 +52,7 @@ def generate(
         max_new_tokens: one limit, or one per row.
         max_share_kept: finished rows leave the batch once at most this share of it is still running; it costs a
             copy of the whole cache of those that stay.
+        not_first: ids that no answer may begin with.
 
     Returns:
         One `Decoded` per row, in the order of the rows.
@@ -65,7 +67,7 @@ def generate(
     ) as passes:
         last_BD = read_columns(passes, feedback, batch)[:, -1]
         running = _Running(
-            passes, list(range(num_rows)), batch.position_ids_BT[:, -1], last_BD, num_positions(model) - 1
+            passes, list(range(num_rows)), batch.position_ids_BT[:, -1], last_BD, num_positions(model) - 1, not_first
         )
         _decode(running, decoded, limits, frozenset(eos_ids), max_share_kept)
     return decoded
@@ -114,10 +116,16 @@ class _Running:
     """Hidden state of each row's last column."""
     last_position: int
     """The last one that the model has."""
+    barred: Collection[int] = ()
+    """Ids that the next token of no row may be."""
 
     def next_ids(self) -> Tensor:
         """Return the most probable next token of each row."""
-        return self.passes.logits(self.last_BD).argmax(dim=-1)
+        logits_BV = self.passes.logits(self.last_BD)
+        if self.barred:
+            logits_BV[:, list(self.barred)] = -torch.inf
+            self.barred = ()
+        return logits_BV.argmax(dim=-1)
 
     def select(self, places: list[int]) -> None:
         """Keep only these rows."""

@@ -1,0 +1,1 @@
+"""What the thoughts of an entry hold, and whether its answers need them."""
