@@ -65,6 +65,7 @@ def fields_of_schema() -> Iterator[tuple[str, Any]]:
     """The keys as docs/parameters.md writes them, and their types."""
     sections = {"data": schema.DataConfig, "encode": schema.EncodeConfig, "latent": schema.LatentConfig}
     sections |= {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "runtime": schema.RuntimeConfig}
+    sections |= {"probe": schema.ProbeConfig}
     plain = [schema.Source, schema.Entry, *typing.get_args(schema.Generator), schema.Params]
     for prefix, kind in [*sections.items(), *(("", kind) for kind in plain)]:
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():

@@ -73,7 +73,7 @@ def test_the_report_is_written_whole(outputs_dir):
         ["curves.csv", "report.html", "report.md", *(f"{name}.png" for name in FIGURES)]
     )
     text = (report_dir / "report.md").read_text(encoding="utf-8")
-    assert text.startswith("# models/tiny, seed 0\n\n## Results\n\nAccuracy on the test split")
+    assert text.startswith("# models/two-layers, seed 0\n\n## Results\n\nAccuracy on the test split")
     assert re.findall(r"\]\((\w+)\.png\)", text) == ["accuracy", "steps", "loss", "seconds", "speed"]
     assert "| latent_2 | coconut |            2 | 0.900 [0.596, 0.982] |" in text
     assert "| train.dropped.duplicate |     1 |" in text
