@@ -63,7 +63,12 @@ def table_rows() -> dict[str, str]:
 
 def fields_of_schema() -> Iterator[tuple[str, Any]]:
     """The keys as docs/parameters.md writes them, and their types."""
-    sections = {"data": schema.DataConfig, "encode": schema.EncodeConfig, "latent": schema.LatentConfig}
+    sections = {
+        "data": schema.DataConfig,
+        "fields": schema.Fields,
+        "encode": schema.EncodeConfig,
+        "latent": schema.LatentConfig,
+    }
     sections |= {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "runtime": schema.RuntimeConfig}
     sections |= {"probe": schema.ProbeConfig}
     plain = [schema.Source, schema.Entry, *typing.get_args(schema.Generator), schema.Params]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from coconut.config.maps import check_train_steps
 from coconut.config.rules import check_curriculum, check_data, check_entry_names
 from coconut.config.schema import Entry, LatentConfig, Params, TrainConfig
 from coconut.config.strict import MISSING, check_keys, expect_mapping, parse, read_yaml
@@ -36,6 +37,7 @@ def parse_params(tree: Any) -> Params:
     params: Params = parse({**tree, "latent": latent, "train": train, "curriculum": curriculum}, Params, "")
     check_curriculum(params.curriculum)
     check_data(params.data)
+    check_train_steps(params.data, params.curriculum.values())
     return params
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from coconut.config.maps import check_fields
 from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, Source
 from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.thought import parse_thought
@@ -111,6 +112,7 @@ def check_data(data: DataConfig) -> None:
         raise ValueError("data.raw_dir: found an empty text, wanted a folder, such as data/raw")
     for split, source in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         path = f"data.{split}"
+        check_fields(source, path)
         if source.format == "generated":
             _check_generated(source, path, data)
             continue

@@ -1,8 +1,8 @@
 """Strict parsing of plain values (from YAML) by type: what is missing, unknown or of another type is an error.
 
 The type is an annotation: a frozen dataclass (a mapping with exactly its fields), `Literal`, `X | None`, `Mapping`,
-`Annotated` with a `Range` or a `Word`, or one of `int`, `float`, `bool`, `str`. Of a union of dataclasses, the first
-field says which one a mapping is.
+`tuple[X, ...]` (a list), `Annotated` with a `Range` or a `Word`, or one of `int`, `float`, `bool`, `str`. Of a union of
+dataclasses, the first field says which one a mapping is.
 """
 
 import collections.abc
@@ -90,6 +90,8 @@ def parse(value: Any, kind: Any, path: str) -> Any:
     if origin is collections.abc.Mapping:
         expect_mapping(value, path)
         return {key: parse(item, typing.get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        return _parse_list(value, typing.get_args(kind)[0], path)
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, typing.cast(type, kind)) else _parse_dataclass(value, kind, path)
     return _parse_scalar(value, kind, path)
@@ -118,6 +120,13 @@ def _parse_choice(value: Any, choices: tuple[Any, ...], path: str) -> Any:
     return value
 
 
+def _parse_list(value: Any, kind: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        found = "an empty list" if isinstance(value, list | tuple) else kind_of(value)
+        raise ValueError(f"{path}: found {found}, wanted a list of values")
+    return tuple(parse(item, kind, f"{path}[{i}]") for i, item in enumerate(value))
+
+
 def _parse_dataclass(value: Any, kind: Any, path: str) -> Any:
     expect_mapping(value, path or "the file")
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -139,6 +148,8 @@ def _parse_union(value: Any, kind: Any, path: str) -> Any:
     members = tuple(member for member in members if member is not type(None))
     if len(members) > 1 and all(map(dataclasses.is_dataclass, members)):
         return _parse_tagged(value, members, path)
+    # A list or a mapping fits one member at most, whose error says more than those of the others.
+    members = tuple(member for member in members if _may_hold(member, value)) or members
     errors = []
     for member in members:
         try:
@@ -146,6 +157,12 @@ def _parse_union(value: Any, kind: Any, path: str) -> Any:
         except ValueError as error:
             errors.append(str(error))
     raise ValueError("; or ".join(errors))
+
+
+def _may_hold(kind: Any, value: Any) -> bool:
+    is_list = typing.get_origin(kind) is tuple
+    is_mapping = dataclasses.is_dataclass(kind) or typing.get_origin(kind) is collections.abc.Mapping
+    return is_list == isinstance(value, list | tuple) and is_mapping == isinstance(value, Mapping)
 
 
 def _parse_tagged(value: Any, members: tuple[Any, ...], path: str) -> Any:

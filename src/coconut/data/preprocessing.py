@@ -9,6 +9,7 @@ from typing import Any
 
 from loguru import logger
 
+from coconut.config.presets import maps_of
 from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
@@ -133,10 +134,12 @@ def _key(example: Example) -> str:
 
 def _split_statistics(reading: Reading, dropped: Mapping[str, int], examples: list[Example]) -> _Statistics:
     num_steps = Counter(len(example.steps) for example in examples)
+    left_out = {"left out by where": reading.num_left_out} if reading.num_left_out else {}
+    malformed = {f"malformed: {reason}": number for reason, number in reading.malformed.items()}
     statistics: _Statistics = {
-        "rows_read": reading.num_rows,
+        "rows_read": reading.num_rows + reading.num_left_out,
         "kept": len(examples),
-        "dropped": {f"malformed: {reason}": number for reason, number in reading.malformed.items()} | dict(dropped),
+        "dropped": left_out | malformed | dict(dropped),
         "empty_steps": reading.num_empty_steps,
         "repeated_questions": len(examples) - len({_key(example) for example in examples}),
         "steps_mean": round(fmean(num_steps.elements()), 3) if examples else 0.0,
@@ -157,7 +160,9 @@ def _log_split(split: str, statistics: _Statistics) -> None:
 
 
 def _warn_of_mismatch(split: str, source: Source, examples: list[Example]) -> None:
-    mismatch = None if source.format == "generated" else find_mismatch(source.format, examples)
+    # Where the map of fields names no steps, there is no surprise in their absence.
+    is_without_steps = all(fields.steps is None for fields in maps_of(source)) if maps_of(source) else False
+    mismatch = None if source.format == "generated" or is_without_steps else find_mismatch(source.format, examples)
     if mismatch is not None:
         logger.warning(
             "{}: {} in {} as format {} reads it; if that is a surprise, correct data.{}.format",

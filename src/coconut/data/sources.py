@@ -1,24 +1,28 @@
 """Reads files and hub sets, in the forms that their authors publish, as canonical examples.
 
-A source is a list of rows, and a row is a line of text or a JSON object. One parser per format turns a row
-into an example, wherever the row comes from. Text is never evaluated.
+A source is a list of rows, and a row is a line of text or a JSON object. One parser per format, or a map of fields,
+turns a row into an example, wherever the row comes from. Text is never evaluated.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from loguru import logger
 
-from coconut.config.messages import kind_of, shown, suggest
-from coconut.config.schema import DataConfig, Source
-from coconut.data.documents import RepeatedKey, decode_text, parse_json
+from coconut.config.messages import key_shown, shown, suggest
+from coconut.config.presets import maps_of
+from coconut.config.schema import DataConfig, Fields, Source
+from coconut.data.documents import decode_text
 from coconut.data.examples import Example
-from coconut.data.formats import PARSERS, Parser, RowError
+from coconut.data.fields import FieldReader, choose_reader, describe_values
+from coconut.data.formats import PARSERS, Parser
+from coconut.data.records import RowError
+from coconut.data.rows import Row, parse_or_none, read_lines, read_named_records, read_records
+from coconut.data.tables import read_table
 
 MAX_WARNINGS = 5
 """Number of dropped rows that the log names one by one. It counts the others."""
@@ -38,11 +42,8 @@ class Reading:
     """Number of rows dropped, by reason."""
     num_empty_steps: int = 0
     """Number of empty steps dropped from the examples."""
-
-
-class _Row(NamedTuple):
-    place: str
-    content: Any
+    num_left_out: int = 0
+    """Number of rows that `fields.where` left out, before `start` and `rows` counted."""
 
 
 def read_split(data: DataConfig, split: str) -> Reading:
@@ -52,12 +53,49 @@ def read_split(data: DataConfig, split: str) -> Reading:
         ValueError: The file or set cannot be used, or (unless `data.skip_bad_rows`) one of its rows cannot.
     """
     source: Source = getattr(data, split)
-    assert source.format in PARSERS, "generated splits have no source"
+    assert source.format != "generated", "generated splits have no source"
     rows = _hub_rows(source, split) if source.hub is not None else _file_rows(source, split, data.raw_dir)
-    return _parse_rows(_take(rows, source, split), PARSERS[source.format], skip_bad_rows=data.skip_bad_rows)
+    num_rows = len(rows)
+    parse = PARSERS.get(source.format)
+    if parse is None:
+        maps = maps_of(source)
+        rows = [Row(row.place, _parsed_once(row.content)) for row in rows]
+        reader = _choose_reader(maps, rows, source, split)
+        rows = _select(rows, reader, split)
+        parse = reader.parse
+    reading = _parse_rows(_take(rows, source, split), parse, skip_bad_rows=data.skip_bad_rows)
+    return replace(reading, num_left_out=num_rows - len(rows))
 
 
-def _take(rows: list[_Row], source: Source, split: str) -> list[_Row]:
+def _parsed_once(content: Any) -> Any:
+    """Return the object of a line of JSON, or the line itself, which the parser refuses."""
+    parsed = parse_or_none(content) if isinstance(content, str) else content
+    return content if parsed is None else parsed
+
+
+def _choose_reader(maps: Sequence[Fields], rows: list[Row], source: Source, split: str) -> FieldReader:
+    try:
+        return choose_reader(maps, [row.content for row in rows])
+    except ValueError as error:
+        raise ValueError(
+            f"{source.file or source.hub}: data.{split}.fields.{error}; correct data.{split}, as format {source.format}"
+            " reads it"
+        ) from None
+
+
+def _select(rows: list[Row], reader: FieldReader, split: str) -> list[Row]:
+    kept = [row for row in rows if reader.keeps(row.content)]
+    if not kept:
+        contents = [row.content for row in rows]
+        found = "; ".join(f"{key_shown(path)}: {describe_values(contents, path)}" for path in reader.fields.where or ())
+        raise ValueError(
+            f"data.{split}.fields.where: no row of {len(rows)} is kept; found {found}; values are compared as text,"
+            " as the file writes them"
+        )
+    return kept
+
+
+def _take(rows: list[Row], source: Source, split: str) -> list[Row]:
     if source.start >= len(rows):
         raise ValueError(
             f"data.{split}.start: found {source.start}, wanted less than {len(rows)},"
@@ -72,7 +110,7 @@ def _take(rows: list[_Row], source: Source, split: str) -> list[_Row]:
     return taken
 
 
-def _parse_rows(rows: list[_Row], parse: Parser, *, skip_bad_rows: bool) -> Reading:
+def _parse_rows(rows: list[Row], parse: Parser, *, skip_bad_rows: bool) -> Reading:
     examples = []
     malformed: Counter[str] = Counter()
     num_empty_steps = 0
@@ -98,30 +136,36 @@ def _parse_rows(rows: list[_Row], parse: Parser, *, skip_bad_rows: bool) -> Read
 # --- files to rows --------------------------------------------------------------------------
 
 
-def _file_rows(source: Source, split: str, raw_dir: str) -> list[_Row]:
+def _file_rows(source: Source, split: str, raw_dir: str) -> list[Row]:
     assert source.file is not None, "the config requires a file or a hub set"
     path = Path(raw_dir) / source.file
-    text = _read_text(path, split)
-    _refuse_csv(text, path, source.format)
-    if source.format in _LINE_FORMATS and text.lstrip()[:1] not in ("[", "{"):
-        rows = _lines(text, path)
-    elif source.format == "prontoqa":
-        rows = _named_records(text, path)
+    content = _read_bytes(path, split)
+    if source.format not in PARSERS:
+        rows = read_table(content, path)
     else:
-        rows = _records(text, path)
+        rows = _published_rows(decode_text(content, path), path, source.format)
     if not rows:
         raise ValueError(f"{path}: no row in it, wanted at least one; restore the file")
     return rows
 
 
-def _read_text(path: Path, split: str) -> str:
+def _published_rows(text: str, path: Path, file_format: str) -> list[Row]:
+    _refuse_csv(text, path, file_format)
+    if file_format in _LINE_FORMATS and text.lstrip()[:1] not in ("[", "{"):
+        return read_lines(text, path)
+    if file_format == "prontoqa":
+        return read_named_records(text, path)
+    return read_records(text, path)
+
+
+def _read_bytes(path: Path, split: str) -> bytes:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(
             f"{path}: {found}, wanted the file of data.{split}.file below data.raw_dir;"
             f" data/raw/README.md says where the sets are published{suggest(path.name, _names_beside(path))}"
         )
-    return decode_text(path.read_bytes(), path)
+    return path.read_bytes()
 
 
 def _names_beside(path: Path) -> list[str]:
@@ -140,83 +184,15 @@ def _refuse_csv(text: str, path: Path, file_format: str) -> None:
             raise ValueError(
                 f"{path}: found {kind} with the columns {shown(', '.join(name.strip() for name in columns))}, wanted"
                 f" the form of format {file_format}; save the table as JSON Lines, for instance with pandas:"
-                f" pd.read_csv(FILE, sep={separator!r}).to_json(OTHER_FILE, orient='records', lines=True)"
+                f" pd.read_csv(FILE, sep={separator!r}).to_json(OTHER_FILE, orient='records', lines=True), or read the"
+                " table itself with format: fields (docs/data.md)"
             )
-
-
-def _lines(text: str, path: Path) -> list[_Row]:
-    # `splitlines` would also break at characters that may stand inside a line, such as U+2028.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_Row(f"{path}:{line_number}", line) for line_number, line in lines if line.strip()]
-
-
-def _records(text: str, path: Path) -> list[_Row]:
-    """Read a JSON list or JSON Lines. The content decides which, not the file's name."""
-    if not text.lstrip().startswith("["):
-        # A file that is one object as a whole holds no rows, unless the object is one, on a line of its own.
-        whole = _document_or_none(text) if text.lstrip().startswith("{") else None
-        if isinstance(whole, dict) and ("\n" in text.strip() or "question" not in whole):
-            raise ValueError(
-                f"{path}: found a JSON object, wanted a list of them, or JSON Lines with one a line;"
-                " put [ ] around a single record"
-            )
-        return _json_lines(text, path)
-    records = _document(text, path)
-    return [_Row(f"{path}: record {number}", record) for number, record in enumerate(records, start=1)]
-
-
-def _json_lines(text: str, path: Path) -> list[_Row]:
-    rows = _lines(text, path)
-    # If no line is an object, the file has another form, which is not a matter of single rows.
-    if rows and not any(isinstance(_document_or_none(row.content), dict) for row in rows):
-        if all(row.content.rstrip().endswith("},") for row in rows[:-1]) and len(rows) > 1:
-            raise ValueError(
-                f"{path}: lines end with a comma, wanted JSON Lines; take the commas out, or put [ ] around"
-            )
-        raise ValueError(
-            f"{path}: found no line that is a JSON object, wanted a list of objects, or JSON Lines with one whole"
-            " object a line; if the file is cut short, restore it; if a record goes over several lines, put it on one"
-        )
-    return rows
-
-
-def _named_records(text: str, path: Path) -> list[_Row]:
-    if not text.strip():
-        return []
-    records = _document(text, path)
-    if not isinstance(records, dict):
-        raise ValueError(
-            f'{path}: found {kind_of(records)}, wanted a JSON object {{"example1": {{"test_example": ...}}, ...}}'
-            " as the ProntoQA generator writes it; for a list of examples take format: canonical"
-        )
-    if isinstance(records, RepeatedKey):
-        raise ValueError(f"{path}: key {shown(records.key)} stands twice, wanted it once; rename one of the records")
-    return [_Row(f"{path}: record {shown(name)}", record) for name, record in records.items()]
-
-
-def _document(text: str, path: Path) -> Any:
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}:{error.lineno}: not valid JSON at column {error.colno}: {error.msg};"
-            " the file is damaged or cut short: restore it"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not usable JSON: {error}; correct or restore the file") from None
-
-
-def _document_or_none(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError:
-        return None
 
 
 # --- the hub --------------------------------------------------------------------------------
 
 
-def _hub_rows(source: Source, split: str) -> list[_Row]:
+def _hub_rows(source: Source, split: str) -> list[Row]:
     # The import takes a second, which generated and local data do not need.
     import datasets
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -228,7 +204,7 @@ def _hub_rows(source: Source, split: str) -> list[_Row]:
         table = datasets.load_dataset(
             source.hub, source.hub_config, split=source.hub_split, revision=source.hub_revision
         )
-        return [_Row(f"{place}: row {number}", row) for number, row in enumerate(table)]
+        return [Row(f"{place}: row {number}", row) for number, row in enumerate(table)]
     except (
         *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError),
         *(datasets.exceptions.DatasetsError, HTTPError),

@@ -1,0 +1,249 @@
+"""Turns rows into examples by a map of fields: `format: fields`, and the presets of `coconut.config.presets`."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from coconut.config.messages import key_shown, shown, suggest
+from coconut.config.schema import Fields, IsNot, Scalar
+from coconut.config.templates import Template, parse_template
+from coconut.data.choices import append_choices, find_choice, read_choices
+from coconut.data.documents import RepeatedKey
+from coconut.data.formats import NOTE, split_chain
+from coconut.data.records import ParsedRow, RowError, kind_shown, make_row, number_text, read_record, read_scalar
+from coconut.data.sentences import split_sentences
+
+_NO_ANSWERS = frozenset(["nan", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity", "none", "null"])
+_TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+_WORDS = {"true_false": {True: "true", False: "false"}, "yes_no": {True: "yes", False: "no"}}
+_SPLITTERS: Mapping[str, Callable[[str], list[str]]] = {
+    "sentences": split_sentences,
+    "chain": split_chain,
+    "notes": NOTE.findall,
+}
+_MAX_LISTED = 30
+"""Fields that a message lists."""
+
+
+class FieldReader:
+    """Reads rows by one map, which `coconut.config.rules` has checked."""
+
+    def __init__(self, fields: Fields) -> None:
+        self.fields = fields
+        assert fields.question is not None, "the config requires a question"
+        assert fields.answer is not None, "the config requires an answer"
+        self._question = parse_template(fields.question)
+        self._answer = parse_template(fields.answer)
+        self._steps = None if fields.steps is None else parse_template(fields.steps)
+
+    @cached_property
+    def paths(self) -> Mapping[str, str]:
+        """Every path of the map, by the key that holds it first."""
+        parts = {"question": self._question, "answer": self._answer, "steps": self._steps}
+        keys = {path: key for key, template in parts.items() if template for path in reversed(template.paths)}
+        keys |= dict.fromkeys(self.fields.where or (), "where")
+        return keys | ({} if self.fields.choices is None else {self.fields.choices: "choices"})
+
+    def keeps(self, content: Any) -> bool:
+        """Tell whether a row meets `where`. A row that cannot be judged is kept, so that the parser refuses it."""
+        try:
+            return all(_meets(read_scalar_or_null(content, path), c) for path, c in (self.fields.where or {}).items())
+        except RowError:
+            return True
+
+    def parse(self, content: Any) -> ParsedRow:
+        """Turn a row into an example.
+
+        Raises:
+            RowError: A field is missing or of another kind than its key wants, or there is no usable answer.
+        """
+        if isinstance(content, list):
+            raise RowError(
+                "layout", f"found a list of {len(content)} values, wanted an object, or as many cells as columns"
+            )
+        record = read_record(content)
+        for path in self.fields.where or ():
+            read_scalar_or_null(record, path)
+        question, answer = _fill(self._question, record, "question"), self._read_answer(record)
+        if self.fields.choices is None:
+            _refuse_missing_value(answer)
+        else:
+            choices = read_choices(find_field(record, self.fields.choices), self.fields.choices)
+            choice = find_choice(answer, choices, self.fields.answer_names or "letter")
+            question = append_choices(question, choices)
+            answer = choice.text if self.fields.answer_as == "text" else choice.label
+        return make_row(question, self._read_steps(record), answer)
+
+    def _read_answer(self, record: Mapping[str, Any]) -> str:
+        answer, after, before = (
+            _fill(self._answer, record, "answer"),
+            self.fields.answer_after,
+            self.fields.answer_before,
+        )
+        if after is not None:
+            _, found, answer = answer.rpartition(after)
+            if not found:
+                raise RowError("no answer", f"no {shown(after)} before an answer at the end of {shown(answer)}")
+        if before is not None:
+            if answer.count(before) > 1:
+                raise RowError(
+                    "several answers",
+                    f"answer is {shown(answer)}, which holds {shown(before)} twice, so that it is not clear which part"
+                    " is the answer; wanted it once",
+                )
+            answer = answer.partition(before)[0]
+        if self.fields.booleans is not None:
+            truth = _TRUTH.get(answer.strip().casefold())
+            if truth is None:
+                raise RowError("no truth value", f"answer is {shown(answer)}, wanted true, false, yes or no")
+            answer = _WORDS[self.fields.booleans][truth]
+        return answer
+
+    def _read_steps(self, record: Mapping[str, Any]) -> list[str]:
+        rule = self.fields.split_steps or "list"
+        if self._steps is None:
+            return []
+        if rule == "list":
+            return _read_list(record, self._steps.paths[0])
+        text = _fill(self._steps, record, "steps", empty=True)
+        if self.fields.answer_after is not None and self._steps == self._answer:
+            text = text.rpartition(self.fields.answer_after)[0]
+        if rule == "separator":
+            assert self.fields.separator is not None, "the config requires a separator"
+            return text.split(self.fields.separator)
+        return _SPLITTERS[rule](text)
+
+
+def choose_reader(maps: Sequence[Fields], contents: Sequence[Any]) -> FieldReader:
+    """Return the reader of the first map of which fewest fields are in no row.
+
+    Raises:
+        ValueError: A field of it is in no row; the message begins with its key.
+    """
+    records = [one for one in contents if isinstance(one, Mapping) and not isinstance(one, RepeatedKey)]
+    readers = [FieldReader(fields) for fields in maps]
+    absent = [[path for path in reader.paths if not _is_anywhere(records, path)] for reader in readers]
+    best = min(range(len(readers)), key=lambda i: len(absent[i]))
+    if records and absent[best]:
+        path = absent[best][0]
+        try:
+            find_field(records[0], path)
+        except RowError as error:
+            raise ValueError(f"{readers[best].paths[path]}: no row has the field {shown(path)}: {error}") from None
+    return readers[best]
+
+
+def describe_values(contents: Sequence[Any], path: str) -> str:
+    """List the values of a field, the most frequent first, for a message."""
+    values: Counter[str] = Counter()
+    for content in contents:
+        try:
+            values[str(read_scalar_or_null(content, path))] += 1
+        except RowError:
+            continue
+    return ", ".join(f"{shown(value)} ({number})" for value, number in values.most_common(8))
+
+
+def find_field(record: Any, path: str) -> Any:
+    """Return the value at a path: whole keys before parts of them, mappings and lists only.
+
+    >>> find_field({"answer": {"text": ["a", "b"]}, "answer.text": 5}, "answer.text")
+    5
+    >>> find_field({"answer": {"text": ["a", "b"]}}, "answer.text.1")
+    'b'
+
+    Raises:
+        RowError: There is none.
+    """
+    value, rest = record, path
+    while True:
+        if isinstance(value, RepeatedKey):
+            raise RowError("repeated key", f"key {shown(value.key)} stands twice in the object, wanted it once")
+        if isinstance(value, Mapping) and rest in value:
+            return value[rest]
+        key, is_deeper, below = rest.partition(".")
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key[:9]) < len(value):
+            value = value[int(key[:9])]
+        else:
+            raise _missing(value, path, path[: len(path) - len(rest)].rstrip("."), key)
+        if not is_deeper:
+            return value
+        rest = below
+
+
+def read_scalar_or_null(record: Any, path: str) -> str | None:
+    """Return the text of a field, or None where it is null.
+
+    Raises:
+        RowError: The field is missing, or a list or an object.
+    """
+    value = find_field(record, path)
+    return None if value is None else read_scalar(value, path)
+
+
+def _missing(value: Any, path: str, walked: str, key: str) -> RowError:
+    place = f" in {key_shown(walked)}" if walked else ""
+    if isinstance(value, Mapping):
+        names = [key_shown(name) for name in value]
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        listed = ", ".join(names[:_MAX_LISTED]) or "no field at all"
+        return RowError("missing field", f"no {key_shown(key)}{place} among {listed}{more}{suggest(key, names)}")
+    if isinstance(value, list):
+        found = f"{key_shown(walked)} is a list of {len(value)}, wanted a number from 0 on below that in its place"
+        return RowError("missing field", f"no {key_shown(path)}: {found}")
+    return RowError(
+        "wrong type", f"no {key_shown(path)}: {walked or 'the row'} is {kind_shown(value)}, wanted an object"
+    )
+
+
+def _is_anywhere(records: Sequence[Any], path: str) -> bool:
+    for record in records:
+        try:
+            find_field(record, path)
+        except RowError:
+            continue
+        return True
+    return False
+
+
+def _fill(template: Template, record: Mapping[str, Any], part: str, *, empty: bool = False) -> str:
+    """Write the texts and fields of a template one after the other; a single field may be empty only where said."""
+    texts = [template.texts[0]]
+    for path, text in zip(template.paths, template.texts[1:], strict=True):
+        value = find_field(record, path)
+        if value is None or (value == "" and not empty and len(template.paths) == 1):
+            found = "null" if value is None else "empty"
+            reason = "no answer" if part == "answer" else "missing field"
+            raise RowError(reason, f"{path} is {found}, wanted text")
+        texts += [read_scalar(value, path), text]
+    return "".join(texts)
+
+
+def _read_list(record: Mapping[str, Any], path: str) -> list[str]:
+    values = find_field(record, path)
+    if not isinstance(values, list):
+        raise RowError(
+            "wrong type",
+            f"{path} is {kind_shown(values)}, wanted a list of text; for steps in one text, fields.split_steps says how"
+            " they part",
+        )
+    return [read_scalar(value, f"{path}[{i}]") for i, value in enumerate(values)]
+
+
+def _refuse_missing_value(answer: str) -> None:
+    if answer.strip().casefold() in _NO_ANSWERS:
+        raise RowError(
+            "no answer",
+            f"answer is {shown(answer)}, as programs write a missing value, wanted an answer; leave such rows out with"
+            " fields.where",
+        )
+
+
+def _meets(text: str | None, condition: IsNot | tuple[Scalar, ...] | Scalar) -> bool:
+    is_negated = isinstance(condition, IsNot)
+    wanted = condition.is_not if isinstance(condition, IsNot) else condition
+    values = wanted if isinstance(wanted, tuple) else (wanted,)
+    return (text in [str(number_text(value)) for value in values]) != is_negated

@@ -1,0 +1,137 @@
+"""Tables as rows: CSV and TSV with the text of each cell as it is published, Parquet, and what is compressed.
+
+`datasets` reads these, too, but through pandas, which makes 7 of `007`, 100000.0 of `1e5` and nothing of `NA`.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from coconut.config.messages import shown
+from coconut.data.documents import decode_text
+from coconut.data.rows import Row, read_records
+
+_SEPARATORS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons"}
+_PARQUET = b"PAR1"
+
+
+def read_table(content: bytes, path: Path) -> list[Row]:
+    """Read the rows of a file by its content: JSON, JSON Lines, CSV, TSV or Parquet, compressed or not.
+
+    Raises:
+        ValueError: The file is damaged, or of another kind; the message names it.
+    """
+    content = unpack(content, path)
+    if content.startswith(_PARQUET):
+        return _parquet_rows(content, path)
+    text = decode_text(content, path)
+    if text.lstrip()[:1] in ("[", "{"):
+        return read_records(text, path, key=None)
+    return _cell_rows(text, path)
+
+
+# --- compressed files -----------------------------------------------------------------------
+
+
+def unpack(content: bytes, path: Path) -> bytes:
+    """Return what a file of gzip, bzip2, xz or zstd holds, and any other file as it is.
+
+    Raises:
+        ValueError: The file is cut short or damaged.
+    """
+    for signature, unpack_whole in _COMPRESSED.items():
+        if content.startswith(signature):
+            try:
+                return unpack_whole(content)
+            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise ValueError(
+                    f"{path}: found a compressed file that cannot be unpacked: {error}; restore it"
+                ) from None
+    return content
+
+
+def _unpack_zstd(content: bytes) -> bytes:
+    import pyarrow as pa
+
+    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
+    return unpacked
+
+
+_COMPRESSED: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\x00": lzma.decompress,
+    b"\x28\xb5\x2f\xfd": _unpack_zstd,
+}
+
+
+# --- cells ----------------------------------------------------------------------------------
+
+
+def _cell_rows(text: str, path: Path) -> list[Row]:
+    """Read a table whose first line names the columns; cells are text, and quotes are those of spreadsheets."""
+    separator = _find_separator(text, path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
+    names: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            place, start = f"{path}:{start}", reader.line_num + 1
+            if not cells:
+                continue
+            if not names:
+                names = _column_names(cells, path, _SEPARATORS[separator])
+                continue
+            rows.append(Row(place, _as_record(names, cells)))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{start}: not valid {_SEPARATORS[separator]}: {error}; a cell with a quote, a separator or a line"
+            ' break in it stands in quotes, and a quote in it is doubled: "so ""this"" is one cell"'
+        ) from None
+    return rows
+
+
+def _as_record(names: list[str], cells: list[str]) -> Any:
+    """Return an object, or the bare cells of a row that does not fit the columns, which the parser refuses."""
+    return dict(zip(names, cells, strict=True)) if len(names) == len(cells) else cells
+
+
+def _find_separator(text: str, path: Path) -> str:
+    if path.with_suffix("").suffix == ".tsv" or path.suffix == ".tsv":
+        return "\t"
+    first_line = text.lstrip().partition("\n")[0]
+    return max(_SEPARATORS, key=first_line.count)
+
+
+def _column_names(cells: list[str], path: Path, kind: str) -> list[str]:
+    names = [name.strip() for name in cells]
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise ValueError(f"{path}:1: column {shown(twice[0])} stands twice in the {kind}, wanted it once; rename one")
+    return names
+
+
+# --- Parquet --------------------------------------------------------------------------------
+
+
+def _parquet_rows(content: bytes, path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        if len(set(table.column_names)) < table.num_columns:
+            raise ValueError(f"a column stands twice among {shown(', '.join(table.column_names))}")
+        records = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: found a Parquet table that cannot be read: {reason}; restore it") from None
+    return [Row(f"{path}: row {number}", record) for number, record in enumerate(records)]
