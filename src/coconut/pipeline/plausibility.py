@@ -19,7 +19,7 @@ def most_rows(data: DataConfig) -> NumRows:
 
     >>> from coconut.config.params import load_params
     >>> most_rows(load_params().data)
-    {'train': 20000, 'valid': 1000, 'test': 1000}
+    {'train': 40000, 'valid': 1000, 'test': 2000}
     """
     limits = [limit for limit in (data.train.rows, data.max_train) if limit is not None]
     return {"train": min(limits, default=None), "valid": data.valid.rows, "test": data.test.rows}
