@@ -1,5 +1,6 @@
 """Turns rows into examples by a map of fields: `format: fields`, and the presets of `coconut.config.presets`."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ from coconut.config.schema import Fields, IsNot, Scalar
 from coconut.config.templates import Template, parse_template
 from coconut.data.choices import append_choices, find_choice, read_choices
 from coconut.data.documents import RepeatedKey
+from coconut.data.examples import fold
 from coconut.data.formats import NOTE, split_chain
 from coconut.data.records import ParsedRow, RowError, kind_shown, make_row, number_text, read_record, read_scalar
 from coconut.data.sentences import split_sentences
@@ -22,6 +24,7 @@ _SPLITTERS: Mapping[str, Callable[[str], list[str]]] = {
     "chain": split_chain,
     "notes": NOTE.findall,
 }
+_INDEX = re.compile("[0-9]{1,9}")
 _MAX_LISTED = 30
 """Fields that a message lists."""
 
@@ -72,15 +75,12 @@ class FieldReader:
             choices = read_choices(find_field(record, self.fields.choices), self.fields.choices)
             choice = find_choice(answer, choices, self.fields.answer_names or "letter")
             question = append_choices(question, choices)
-            answer = choice.text if self.fields.answer_as == "text" else choice.label
+            answer = fold(choice.text) if self.fields.answer_as == "text" else choice.label
         return make_row(question, self._read_steps(record), answer)
 
     def _read_answer(self, record: Mapping[str, Any]) -> str:
-        answer, after, before = (
-            _fill(self._answer, record, "answer"),
-            self.fields.answer_after,
-            self.fields.answer_before,
-        )
+        answer = _fill(self._answer, record, "answer")
+        after, before = self.fields.answer_after, self.fields.answer_before
         if after is not None:
             _, found, answer = answer.rpartition(after)
             if not found:
@@ -123,7 +123,9 @@ def choose_reader(maps: Sequence[Fields], contents: Sequence[Any]) -> FieldReade
     """
     records = [one for one in contents if isinstance(one, Mapping) and not isinstance(one, RepeatedKey)]
     readers = [FieldReader(fields) for fields in maps]
-    absent = [[path for path in reader.paths if not _is_anywhere(records, path)] for reader in readers]
+    absent = [
+        [path for path in reader.paths if all(_walk(one, path)[1] is not None for one in records)] for reader in readers
+    ]
     best = min(range(len(readers)), key=lambda i: len(absent[i]))
     if records and absent[best]:
         path = absent[best][0]
@@ -156,22 +158,29 @@ def find_field(record: Any, path: str) -> Any:
     Raises:
         RowError: There is none.
     """
+    value, walked = _walk(record, path)
+    if walked is None and not isinstance(value, RepeatedKey):
+        return value
+    raise _missing(value, path, walked or "")
+
+
+def _walk(record: Any, path: str) -> tuple[Any, str | None]:
+    """Return the value at a path and None; or the value at which the path ends too early, and the path to that."""
     value, rest = record, path
-    while True:
+    while rest:
+        key, _, below = rest.partition(".")
         if isinstance(value, RepeatedKey):
-            raise RowError("repeated key", f"key {shown(value.key)} stands twice in the object, wanted it once")
+            break
         if isinstance(value, Mapping) and rest in value:
-            return value[rest]
-        key, is_deeper, below = rest.partition(".")
+            return value[rest], None
         if isinstance(value, Mapping) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.isdecimal() and int(key[:9]) < len(value):
-            value = value[int(key[:9])]
+        elif isinstance(value, list) and _INDEX.fullmatch(key) and int(key) < len(value):
+            value = value[int(key)]
         else:
-            raise _missing(value, path, path[: len(path) - len(rest)].rstrip("."), key)
-        if not is_deeper:
-            return value
+            break
         rest = below
+    return (value, None) if not rest else (value, path[: len(path) - len(rest)].rstrip("."))
 
 
 def read_scalar_or_null(record: Any, path: str) -> str | None:
@@ -184,29 +193,24 @@ def read_scalar_or_null(record: Any, path: str) -> str | None:
     return None if value is None else read_scalar(value, path)
 
 
-def _missing(value: Any, path: str, walked: str, key: str) -> RowError:
-    place = f" in {key_shown(walked)}" if walked else ""
+def _missing(value: Any, path: str, walked: str) -> RowError:
+    if isinstance(value, RepeatedKey):
+        return RowError("repeated key", f"key {shown(value.key)} stands twice in the object, wanted it once")
+    key = path[len(walked) :].lstrip(".").partition(".")[0]
     if isinstance(value, Mapping):
         names = [key_shown(name) for name in value]
-        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
         listed = ", ".join(names[:_MAX_LISTED]) or "no field at all"
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        place = f" in {key_shown(walked)}" if walked else ""
         return RowError("missing field", f"no {key_shown(key)}{place} among {listed}{more}{suggest(key, names)}")
     if isinstance(value, list):
-        found = f"{key_shown(walked)} is a list of {len(value)}, wanted a number from 0 on below that in its place"
-        return RowError("missing field", f"no {key_shown(path)}: {found}")
-    return RowError(
-        "wrong type", f"no {key_shown(path)}: {walked or 'the row'} is {kind_shown(value)}, wanted an object"
-    )
-
-
-def _is_anywhere(records: Sequence[Any], path: str) -> bool:
-    for record in records:
-        try:
-            find_field(record, path)
-        except RowError:
-            continue
-        return True
-    return False
+        return RowError(
+            "missing field",
+            f"no {key_shown(path)}: {key_shown(walked)} is a list of {len(value)}, wanted the number of one of its"
+            f" values, from 0 on, in place of {key_shown(key)}",
+        )
+    found = f"{key_shown(walked) if walked else 'the row'} is {kind_shown(value)}"
+    return RowError("wrong type", f"no {key_shown(path)}: {found}, wanted an object or a list")
 
 
 def _fill(template: Template, record: Mapping[str, Any], part: str, *, empty: bool = False) -> str:

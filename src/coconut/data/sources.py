@@ -78,8 +78,8 @@ def _choose_reader(maps: Sequence[Fields], rows: list[Row], source: Source, spli
         return choose_reader(maps, [row.content for row in rows])
     except ValueError as error:
         raise ValueError(
-            f"{source.file or source.hub}: data.{split}.fields.{error}; correct data.{split}, as format {source.format}"
-            " reads it"
+            f"{source.file or source.hub}: data.{split}.fields.{error}; correct the map, or data.{split}.format"
+            f" ({source.format})"
         ) from None
 
 

@@ -1,0 +1,193 @@
+"""Tables: the same rows in every kind of file give the same examples, cells keep their text, damage is named."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coconut.config.schema import Fields
+from coconut.data.examples import MARKERS, Example
+from coconut.data.tables import read_table, unpack
+from test_fields import QA, read
+
+NAMES = ("q", "s", "a")
+MAP = Fields(question="q", steps="s", split_steps="separator", separator="|", answer="a")
+
+
+def as_csv(rows, **options):
+    file = io.StringIO()
+    writer = csv.writer(file, **options)
+    writer.writerows([NAMES, *([row[name] for name in NAMES] for row in rows)])
+    return file.getvalue().encode()
+
+
+def as_parquet(rows):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def as_zstd(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+WRITERS = {
+    "rows.csv": as_csv,
+    "unix.csv": lambda rows: as_csv(rows, lineterminator="\n", quoting=csv.QUOTE_ALL),
+    "european.csv": lambda rows: as_csv(rows, delimiter=";"),
+    "rows.tsv": lambda rows: as_csv(rows, delimiter="\t"),
+    "mark.csv": lambda rows: b"\xef\xbb\xbf" + as_csv(rows),
+    "rows.json": lambda rows: json.dumps(rows, indent=1).encode(),
+    "rows.jsonl": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
+    "rows.parquet": as_parquet,
+}
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": as_zstd}
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and not any(marker in text for marker in MARKERS)
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "q": TEXT | st.sampled_from(['say "no", then; go\tnow', "two\nlines", "two\r\nlines"]),
+            "s": st.text("ab |\n,;\"'\t", max_size=9),
+            "a": st.sampled_from(["007", "1e5", "2.0", "-.5", "5,000", "TRUE", "A", "NA", "N/A", "1;2", 'x "y"']),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(ROWS)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_the_same_rows_give_the_same_examples_from_every_kind_of_file(tmp_path, rows):
+    wanted = [
+        Example(row["q"].strip(), [step.strip() for step in row["s"].split("|") if step.strip()], row["a"])
+        for row in rows
+    ]
+    for name, write in WRITERS.items():
+        content = write(rows)
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name, fields=MAP).examples == wanted
+        for suffix, pack in PACKERS.items():
+            assert unpack(pack(content), Path(name)) == content, suffix
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_content_says_what_a_file_is_and_not_its_name(tmp_path, name, suffix):
+    rows = [{"q": "two,\nlines", "s": "one|two", "a": "007"}]
+    wanted = [Example("two,\nlines", ["one", "two"], "007")]
+    for path in (tmp_path / f"{name}{suffix}", tmp_path / ("data.tsv" if name == "rows.tsv" else "data")):
+        path.write_bytes(PACKERS[suffix](WRITERS[name](rows)))
+        assert read(path, fields=MAP).examples == wanted
+
+
+def test_several_compressed_files_behind_each_other_are_one():
+    for pack in PACKERS.values():
+        assert unpack(pack(b"a") + pack(b"b"), Path("x")) == b"ab"
+
+
+def test_a_table_in_a_table_and_numbers_of_parquet_are_read(tmp_path):
+    rows = [{"q": "x", "a": {"text": [1.5, 2]}}, {"q": "y", "a": {"text": [float("nan")]}}]
+    (tmp_path / "x.parquet").write_bytes(as_parquet(rows))
+    fields = Fields(question="q", answer="a.text.0")
+    reading = read(tmp_path / "x.parquet", fields=fields, skip=True)
+    assert (reading.examples, reading.malformed) == ([Example("x", [], "1.5")], {"wrong type": 1})
+    with pytest.raises(ValueError, match=r"x\.parquet: row 1: a\.text\.0 is nan, wanted text"):
+        read(tmp_path / "x.parquet", fields=fields)
+
+
+def test_spaces_around_column_names_and_blank_lines_do_not_count(tmp_path):
+    (tmp_path / "x.csv").write_text("\n , q,a \n\n0,x,1\n\n1,y,2\n")
+    assert [e.question for e in read(tmp_path / "x.csv", fields=QA).examples] == ["x", "y"]
+
+
+def test_one_column_is_a_table_and_one_object_a_row(tmp_path):
+    fields = Fields(question="q", answer="q")
+    (tmp_path / "x").write_text("q\n5\n6\n")
+    assert len(read(tmp_path / "x", fields=fields).examples) == 2
+    (tmp_path / "x").write_text('{"q": 5}\n')
+    assert read(tmp_path / "x", fields=fields).examples == [Example("5", [], "5")]
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q,a\nx,1,2\n", r"x\.csv:2: found a list of 3 values, wanted an object, or as many cells as columns"),
+        ("q,a\nx,1\ny\n", r"x\.csv:3: found a list of 1 values"),
+        ('q,a\n"two\nlines",1\ny\n', r"x\.csv:4: found a list of 1 values"),
+        ('q,a\nx,1\n"y,2\n', r"x\.csv:3: not valid CSV: unexpected end of data; a cell with a quote"),
+        ('q,a\n"x" y,1\n', r"x\.csv:2: not valid CSV: ',' expected after '\"'"),
+        ('q;a\n"x" y;1\n', r"x\.csv:2: not valid CSV with semicolons"),
+        ("q,a\nx,\n", r"x\.csv:2: a is empty, wanted text"),
+        ("q,a\nx,nan\n", r"x\.csv:2: answer is 'nan', as programs write a missing value"),
+        ("q,a,q\nx,1,2\n", r"x\.csv:1: column 'q' stands twice in the CSV"),
+        ("q,a\n", "no row in it"),
+        ("", "no row in it"),
+        ("\n\n", "no row in it"),
+        (b"q,a\n\xff,1\n", r"x\.csv:2: byte 0xff at offset 4 is not UTF-8"),
+        ("q,a\nx,1\n".encode("utf-16"), "found UTF-16 text"),
+        ("q,a\n" + "x" * 200_000 + ",1\n", r"x\.csv:2: not valid CSV: field larger than field limit"),
+        ("How many?||<<1+1=2>> #### 2\n" * 2, "no row has the field 'q'"),
+        ("<!DOCTYPE html>\n<html>", "a web page"),
+        (b"PAR1" + bytes(40), "found a Parquet table that cannot be read"),
+        (b"PK\x03\x04" + bytes(40), "a zip archive"),
+        (b"\x1f\x8b" + bytes(40), "found a compressed file that cannot be unpacked"),
+        (gzip.compress(b"\x1f\x8b" + bytes(40)), "found a gzip archive"),
+        ('{"data": [{"q": 1}],\n"b": 2}', "found a JSON object, wanted a list of them"),
+        ("[1, 2]", "record 1: found a number, wanted a JSON object"),
+        ('{"q": 1}\n{"q": ', "no row has the field 'a'"),
+        ('{"q": 1, "a": 1}\n{"q": ', r"x\.csv:2: not valid JSON"),
+        ('{"q": ' * 100_000, r"x\.csv"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path, fields=QA)
+    assert "x.csv" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", *PACKERS])
+def test_a_binary_file_that_is_cut_anywhere_is_named(name):
+    rows = [{"q": "x" * 50, "s": "", "a": str(i)} for i in range(20)]
+    content = as_parquet(rows) if name == "rows.parquet" else PACKERS[name](as_csv(rows))
+    for length in range(8, len(content), 13):
+        with pytest.raises(ValueError, match=f"{name}: found a .*restore it"):
+            read_table(content[:length], Path(name))
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_bytes_are_rows_or_a_value_error(content):
+    for prefix in (b"", b"q,a\n", b"BZh9", b"\x1f\x8b\x08\x00", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"[", b"{"):
+        try:
+            read_table(prefix + content, Path("x"))
+        except ValueError as error:
+            assert str(error).startswith("x"), error  # noqa: PT017
+
+
+@pytest.mark.parametrize("content", ["question,answer\nx,1\n", "question\tanswer\nx\t1\n"])
+def test_other_formats_point_to_fields_for_a_table(tmp_path, content):
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"save the table as JSON Lines.*, or read the table itself with format: fields"
+    ):
+        read(tmp_path / "x", "canonical")
