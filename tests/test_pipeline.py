@@ -59,7 +59,8 @@ def test_every_entry_has_the_same_metrics_in_the_same_order(finished: Path) -> N
 def test_metrics_show_has_one_row_per_entry(finished: Path) -> None:
     shown = json.loads(run(finished, "dvc", "metrics", "show", "--json").stdout)
     files = shown["workspace" if "workspace" in shown else ""]["data"]
-    assert sorted(files) == [f"outputs/{entry}/metrics.json" for entry in sorted([*ENTRIES, "base"])]
+    names = ("metrics.json", "thoughts.json")
+    assert sorted(files) == sorted(f"outputs/{entry}/{name}" for entry in [*ENTRIES, "base"] for name in names)
 
 
 def test_a_second_repro_does_nothing(project: Path) -> None:
@@ -70,9 +71,10 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
 
 def test_one_entrys_learning_rate_trains_it_and_what_follows_it_and_nothing_else(project: Path) -> None:
     done = run(project, "dvc", "exp", "run", "-S", "curriculum.latent_2.lr=5e-5")
-    assert stages_run(done) == ["params", "train@latent_2", "evaluate@latent_2", "report"]
+    order = ["params", "train@latent_2", "evaluate@latent_2", "probe@latent_2", "report"]
+    assert sorted(stages_run(done), key=order.index) == order
     changed = json.loads(run(project, "dvc", "metrics", "diff", "--json", "HEAD").stdout)
-    assert list(changed) in (["outputs/latent_2/metrics.json"], ["diff"])
+    assert all(name == "diff" or name.startswith("outputs/latent_2/") for name in changed)
 
 
 @pytest.mark.parametrize("change", ["runtime.log_every_s=1", "runtime.micro_batch=4", "runtime.save_every_s=0"])
@@ -83,7 +85,8 @@ def test_knobs_that_cannot_change_a_result_train_nothing(project: Path, change: 
 def test_an_entry_added_on_the_command_line_trains_alone(project: Path) -> None:
     entry = "{parent: cot, method: pause_as_thought, latent_stage: 2, epochs: 1, lr: 1e-3}"
     done = run(project, "dvc", "exp", "run", "-S", f"+curriculum.pause={entry}")
-    assert stages_run(done) == ["params", "train@pause", "evaluate@pause", "report"]
+    order = ["params", "train@pause", "evaluate@pause", "probe@pause", "report"]
+    assert sorted(stages_run(done), key=order.index) == order
 
 
 def test_the_same_seed_gives_the_same_bytes_twice(finished: Path, tmp_path: Path) -> None:
