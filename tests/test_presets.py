@@ -189,18 +189,32 @@ def data(tmp_path):
     )
 
 
-def test_what_a_filter_leaves_out_is_counted_and_answer_only_splits_are_no_surprise(data, tmp_path):
-    messages = []
-    handler = logger.add(messages.append, level="WARNING")
-    try:
-        metrics = preprocess(data, tmp_path / "out", tmp_path / "out.json")
-    finally:
-        logger.remove(handler)
+@pytest.fixture
+def warnings():
+    messages: list[str] = []
+    handler = logger.add(lambda message: messages.append(message.record["message"]), level="WARNING")
+    yield messages
+    logger.remove(handler)
+
+
+def test_what_a_filter_leaves_out_is_counted_and_answer_only_splits_are_no_surprise(data, tmp_path, warnings):
+    metrics = preprocess(data, tmp_path / "out", tmp_path / "out.json")
     assert (metrics["test"]["rows_read"], metrics["test"]["kept"]) == (6, 4)
     assert metrics["test"]["dropped"] == {"left out by where": 2}
     assert metrics["test"]["steps_per_example"] == {"0": 4}
     assert metrics["train"]["dropped"] == {"in_test": 1, "in_valid": 0}
-    assert messages == []
+    assert warnings == []
+
+
+def test_a_form_without_steps_is_a_surprise_in_train_only(data, tmp_path, warnings):
+    rows = [{"question": f"c{i}", "choices": ["x", "y"], "answerKey": "B"} for i in range(4)]
+    (tmp_path / "csqa.json").write_text(json.dumps(rows))
+    source = file("csqa.json", "commonsense_qa", rows=2)
+    preprocess(replace(data, test=source), tmp_path / "out", tmp_path / "out.json")
+    assert warnings == []
+    preprocess(replace(data, train=replace(source, start=2), test=source), tmp_path / "out", tmp_path / "out.json")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("train: not one example has a step in csqa.json as format commonsense_qa reads it")
 
 
 # --- rules ----------------------------------------------------------------------------------

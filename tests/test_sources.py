@@ -429,6 +429,21 @@ def hub_set(tmp_path, monkeypatch):
             Example("A. B?", ["1. 2.", "3."], "True"),
         ),
         ("multiplication", {"text": "5 * 5||5 2 #### 5 2"}, Example("5 * 5", ["5 2"], "5 2")),
+        (
+            "svamp",
+            {"Body": "Tom has 2", "Question": "How many?", "Answer": 2.0},
+            Example("Tom has 2 How many?", [], "2.0"),
+        ),
+        (
+            "commonsense_qa",
+            {"question": "Dry?", "choices": {"label": ["A", "B"], "text": ["sea", "sand"]}, "answerKey": "B"},
+            Example("Dry?\nA) sea\nB) sand", [], "B"),
+        ),
+        (
+            "strategy_qa",
+            {"question": "So?", "cot": "It is. Yes.", "answer": True},
+            Example("So?", ["It is.", "Yes."], "true"),
+        ),
     ],
 )
 def test_hub_rows_go_through_the_parsers_of_files(hub_set, file_format, row, example):

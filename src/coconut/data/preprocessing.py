@@ -52,7 +52,7 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
                 f" {_listed(metrics[split]['dropped'])}); a question stays only in the last of train, valid, test that"
                 " has it: use start and rows to cut one file into splits"
             )
-        _warn_of_mismatch(split, getattr(data, split), examples[split])
+        _warn_of_mismatch(split, getattr(data, split), readings[split], examples[split])
     metrics["overlap"] = overlap(examples)
     metrics["max_train"] = data.max_train
     if any("graphs" in metrics[split] for split in SPLITS):
@@ -159,10 +159,10 @@ def _log_split(split: str, statistics: _Statistics) -> None:
     )
 
 
-def _warn_of_mismatch(split: str, source: Source, examples: list[Example]) -> None:
-    # Where the map of fields names no steps, there is no surprise in their absence.
-    is_without_steps = all(fields.steps is None for fields in maps_of(source)) if maps_of(source) else False
-    mismatch = None if source.format == "generated" or is_without_steps else find_mismatch(source.format, examples)
+def _warn_of_mismatch(split: str, source: Source, reading: Reading, examples: list[Example]) -> None:
+    # Steps are missed where they are trained on, unless every map of the format is known to name none.
+    are_missed = reading.has_steps or (split == "train" and any(fields.steps for fields in maps_of(source)))
+    mismatch = find_mismatch(source.format, examples) if are_missed and source.format != "generated" else None
     if mismatch is not None:
         logger.warning(
             "{}: {} in {} as format {} reads it; if that is a surprise, correct data.{}.format",

@@ -44,6 +44,8 @@ class Reading:
     """Number of empty steps dropped from the examples."""
     num_left_out: int = 0
     """Number of rows that `fields.where` left out, before `start` and `rows` counted."""
+    has_steps: bool = True
+    """False where the map of fields that reads the rows names no steps."""
 
 
 def read_split(data: DataConfig, split: str) -> Reading:
@@ -55,16 +57,13 @@ def read_split(data: DataConfig, split: str) -> Reading:
     source: Source = getattr(data, split)
     assert source.format != "generated", "generated splits have no source"
     rows = _hub_rows(source, split) if source.hub is not None else _file_rows(source, split, data.raw_dir)
-    num_rows = len(rows)
-    parse = PARSERS.get(source.format)
-    if parse is None:
-        maps = maps_of(source)
-        rows = [Row(row.place, _parsed_once(row.content)) for row in rows]
-        reader = _choose_reader(maps, rows, source, split)
-        rows = _select(rows, reader, split)
-        parse = reader.parse
-    reading = _parse_rows(_take(rows, source, split), parse, skip_bad_rows=data.skip_bad_rows)
-    return replace(reading, num_left_out=num_rows - len(rows))
+    if source.format in PARSERS:
+        return _parse_rows(_take(rows, source, split), PARSERS[source.format], skip_bad_rows=data.skip_bad_rows)
+    rows = [Row(row.place, _parsed_once(row.content)) for row in rows]
+    reader = _choose_reader(maps_of(source), rows, source, split)
+    kept = _select(rows, reader, split)
+    reading = _parse_rows(_take(kept, source, split), reader.parse, skip_bad_rows=data.skip_bad_rows)
+    return replace(reading, num_left_out=len(rows) - len(kept), has_steps=reader.fields.steps is not None)
 
 
 def _parsed_once(content: Any) -> Any:
