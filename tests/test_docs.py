@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from coconut.cli import app
-from coconut.config import schema
+from coconut.config import field_map, schema
 from test_imports import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def fields_of_schema() -> Iterator[tuple[str, Any]]:
     """The keys as docs/parameters.md writes them, and their types."""
     sections = {
         "data": schema.DataConfig,
-        "fields": schema.Fields,
+        "fields": field_map.Fields,
         "encode": schema.EncodeConfig,
         "latent": schema.LatentConfig,
     }

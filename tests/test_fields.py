@@ -1,18 +1,22 @@
 """Maps of fields: what each key takes from a row, and every wrong map and row."""
 
 import json
+import re
+from string import ascii_uppercase
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coconut.config.schema import Fields, IsNot, Source
+from coconut.config.field_map import Fields, IsNot
+from coconut.config.schema import Source
 from coconut.config.strict import parse
 from coconut.config.templates import MAX_DEPTH, parse_template
 from coconut.data.examples import Example
 from coconut.data.fields import FieldReader, choose_reader, find_field
 from coconut.data.records import RowError
 from coconut.data.sources import read_split
+from coconut.evaluation.answers import extract_answer, same_answer
 from test_sources import config
 
 QA = Fields(question="q", answer="a")
@@ -180,6 +184,30 @@ def test_choices_are_written_in_one_way_whatever_their_form(choices):
     assert parse_row(row | {"a": " (b)."}, choices="c").answer == "B"
     assert parse_row(row | {"a": 1}, choices="c", answer_names="index").answer == "B"
     assert parse_row(row | {"a": "4  km"}, choices="c", answer_names="text").answer == "B"
+
+
+@given(st.lists(st.text(max_size=6).filter(str.strip), min_size=2, max_size=26), st.integers(0, 25))
+def test_every_form_of_the_same_choices_gives_the_same_example(texts, i):
+    letters = ascii_uppercase[: len(texts)]
+    forms = [
+        [f"{letter}){text}" for letter, text in zip(letters, texts, strict=True)],
+        [{"label": letter, "text": text} for letter, text in zip(letters, texts, strict=True)],
+        {"label": list(letters), "text": texts},
+        dict(zip(letters, texts, strict=True)),
+    ]
+    lines = [f"{letter}) {' '.join(text.split())}" for letter, text in zip(letters, texts, strict=True)]
+    answer = letters[i % len(letters)]
+    for form in forms:
+        example = parse_row({"c": form, "a": answer}, choices="c")
+        assert example == Example("\n".join(["How?", *lines]), [], answer)
+        assert same_answer(extract_answer(f"### {lines[i % len(lines)]}"), answer) or not is_plain(
+            texts[i % len(texts)]
+        )
+
+
+def is_plain(text):
+    """Tell whether nothing in a choice could be another letter, or end the line of the answer."""
+    return re.fullmatch("[x-z]+", text) is not None
 
 
 def test_initials_are_no_letters_of_choices():

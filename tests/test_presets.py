@@ -11,9 +11,10 @@ import pytest
 import yaml
 from loguru import logger
 
+from coconut.config.field_map import Fields
 from coconut.config.params import parse_params
 from coconut.config.presets import PRESETS
-from coconut.config.schema import Fields, Preset
+from coconut.config.schema import Preset
 from coconut.data.examples import Example
 from coconut.data.preprocessing import preprocess
 from coconut.evaluation.answers import extract_answer, same_answer

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coconut.config.schema import Fields
+from coconut.config.field_map import Fields
 from coconut.data.examples import MARKERS, Example
 from coconut.data.tables import read_table, unpack
 from test_fields import QA, read

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from coconut.config.field_map import Fields
 from coconut.config.messages import kind_of, shown
 from coconut.config.presets import PRESETS, maps_of
-from coconut.config.schema import DataConfig, Entry, Fields, Source
+from coconut.config.schema import DataConfig, Entry, Source
 from coconut.config.templates import check_path, parse_template
 
 _METHODS_WITHOUT_STEPS = ("no_cot", "pause")

@@ -7,7 +7,8 @@ preset takes, and from where.
 import dataclasses
 from collections.abc import Mapping
 
-from coconut.config.schema import Fields, IsNot, Preset, Source
+from coconut.config.field_map import Fields, IsNot
+from coconut.config.schema import Preset, Source
 
 _GSM8K = Fields(question="question", steps="answer", split_steps="notes", answer="answer", answer_after="####")
 _ASDIV = Fields(question="{body} {question}", answer="answer", answer_before=" (")

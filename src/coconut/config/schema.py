@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from coconut.config.field_map import Fields
 from coconut.config.strict import MAX_COUNT, Range, Word
 
 BASE = "base"
@@ -84,43 +85,6 @@ class Multiplication:
 
 
 Generator = ChainedArithmetic | Graph | Search | Multiplication
-
-Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class IsNot:
-    """A condition of `where`: the field holds none of these."""
-
-    is_not: Scalar | tuple[Scalar, ...]
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Where the parts of an example stand in a row: paths (`answer.text`) or templates (`"{Body} {Question}"`)."""
-
-    question: str | None = None
-    answer: str | None = None
-    steps: Annotated[str | None, Word("none")] = None
-    """If it names the same field as `answer`, the steps are what stands before `answer_after`."""
-    split_steps: Literal["list", "separator", "sentences", "chain", "notes"] | None = None
-    """How the steps part: as a list does, which is read where the key is left out, or as text of one of these kinds."""
-    separator: str | None = None
-    answer_after: str | None = None
-    """The answer is what follows the last of these."""
-    answer_before: str | None = None
-    """The answer is what precedes it; a row that holds it twice is refused."""
-    booleans: Literal["true_false", "yes_no"] | None = None
-    """The answer is a truth value, in JSON or in words, and is written in these words."""
-    choices: str | None = None
-    """A path to the choices, which are appended to the question, a line each: `A) text`."""
-    answer_names: Literal["letter", "text", "index"] | None = None
-    """What the field of the answer holds of its choice; `letter` where it is left out. The index counts from 0."""
-    answer_as: Literal["letter", "text"] | None = None
-    """What the example's answer is; `letter` where it is left out."""
-    where: Mapping[str, IsNot | tuple[Scalar, ...] | Scalar] | None = None
-    """Only rows whose fields hold these values are read."""
-
 
 Preset = Literal[
     "aqua",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from coconut.config.field_map import Fields, IsNot, Scalar
 from coconut.config.messages import key_shown, shown, suggest
-from coconut.config.schema import Fields, IsNot, Scalar
 from coconut.config.templates import Template, parse_template
 from coconut.data.choices import append_choices, find_choice, read_choices
 from coconut.data.documents import RepeatedKey

@@ -13,9 +13,10 @@ from typing import Any
 
 from loguru import logger
 
+from coconut.config.field_map import Fields
 from coconut.config.messages import key_shown, shown, suggest
 from coconut.config.presets import maps_of
-from coconut.config.schema import DataConfig, Fields, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.documents import decode_text
 from coconut.data.examples import Example
 from coconut.data.fields import FieldReader, choose_reader, describe_values
