@@ -33,8 +33,8 @@ CURRICULUM = {
 }
 PARAMS = canonical_splits() | {"curriculum": CURRICULUM}
 STAGES = (
-    *("params", "preprocess", "base", "encode", "train@cot", "evaluate@cot"),
-    *("train@latent_1", "evaluate@latent_1", "evaluate@base", "report"),
+    *("digest_code", "params", "preprocess", "base", "encode", "train@cot", "evaluate@cot", "probe@cot"),
+    *("train@latent_1", "evaluate@latent_1", "probe@latent_1", "evaluate@base", "probe@base", "report"),
 )
 CHECKPOINT = "outputs/cot/checkpoint"
 
