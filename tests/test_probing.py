@@ -13,7 +13,7 @@ import torch
 from coconut.data.examples import Example
 from coconut.probing.decoding import effective_rank, measure_decoded, measure_geometry
 from coconut.probing.entry import SUMMARY, conclude, probe, summarise
-from coconut.probing.graphs import Search, kind_of_text, measure_graphs, read_search
+from coconut.probing.graphs import Graphs, Search, kind_of_text, measure_graphs, read_search
 from coconut.probing.linear import fit_probe, measure_probes
 from coconut.probing.replacing import measure_replaced
 from coconut.probing.rows import Row, find_row, mean_row, share_row, value_of, write_rows
@@ -187,7 +187,7 @@ def test_sentences_are_graphs_too() -> None:
 
 def test_questions_without_a_graph_give_a_reason_each() -> None:
     subject = make_subject()
-    rows = measure_graphs(subject, torch.zeros(3, 2, 8))
+    rows = measure_graphs(subject, Graphs.of(subject), torch.zeros(3, 2, 8))
     assert [(row.measure, row.group, row.value) for row in rows] == [
         (measure, "no graph in these questions", None) for measure in ("mass", "swapped", "donor")
     ]

@@ -19,8 +19,15 @@ from coconut.checkpoints.meta import CheckpointMeta
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
-from coconut.data.encoding import EncodedExample, encode_example, encode_questions, find_unknown_word, tokenize_texts
-from coconut.data.examples import ANSWER_MARK, Example
+from coconut.data.encoding import (
+    EncodedExample,
+    answer_start,
+    encode_example,
+    encode_questions,
+    find_unknown_word,
+    tokenize_texts,
+)
+from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
 from coconut.evaluation.answers import extract_answer
 from coconut.evaluation.evaluator import Evaluator
@@ -29,7 +36,7 @@ from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
 from coconut.model.thoughts import Edit
-from coconut.probing.decoding import entropies
+from coconut.probing.decoding import entropies, top_tokens
 from coconut.probing.subject import Subject
 from coconut.solutions import Solution, Thinking, Thought
 
@@ -158,7 +165,7 @@ class Reasoner:
         rows = evaluator.decode(
             [build_prompt(row, plan=plan, markers=self.markers) for row in ids],
             edits=None if intervene is None else partial(_edit, intervene),
-            not_first=tokenize_texts(self.tokenizer, [ANSWER_MARK])[0][:1] if in_words else (),
+            not_first=answer_start(self.tokenizer) if in_words else (),
         )
         texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
         return [
@@ -200,7 +207,9 @@ class Reasoner:
         ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
         encoded = [EncodedExample(row, [], []) for row in ids]
         examples = [Example(question) for question in questions]
-        subject = Subject(self._evaluator(plan, max_new_tokens, batch_size), examples, encoded, range(len(examples)))
+        subject = Subject(
+            self._evaluator(plan, max_new_tokens, batch_size), examples, encoded, range(len(examples)), self.meta.prompt
+        )
         probs_NKV = subject.decoded(subject.trace.states_NJD[:, :-1])
         return [
             Thinking(question, self._read_thoughts(probs_KV, vectors_KD, top), solution)
@@ -221,16 +230,9 @@ class Reasoner:
         )
 
     def _read_thoughts(self, probs_KV: Tensor, vectors_KD: Tensor, top: int) -> list[Thought]:
-        best = probs_KV.topk(min(top, probs_KV.shape[-1]))
         return [
-            Thought(
-                [(self.tokenizer.decode([token]), p) for token, p in zip(tokens, values, strict=True)],
-                float(entropies(probs_V)),
-                vector_D,
-            )
-            for tokens, values, probs_V, vector_D in zip(
-                best.indices.tolist(), best.values.tolist(), probs_KV, vectors_KD, strict=True
-            )
+            Thought(top_tokens(self.tokenizer, probs_V, top), float(entropies(probs_V)), vector_D)
+            for probs_V, vector_D in zip(probs_KV, vectors_KD, strict=True)
         ]
 
     def nll(self, examples: Sequence[Example], latent_stage: int) -> tuple[Tensor, int]:

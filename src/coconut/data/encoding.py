@@ -134,6 +134,11 @@ def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
     return ids
 
 
+def answer_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the first id of the answer's mark, with which a text begins that says no step."""
+    return tokenize_texts(tokenizer, [ANSWER_MARK])[0][:1]
+
+
 def find_unknown_word(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> str | None:
     """Return the first word of `text`, encoded as `ids`, that became the unknown token, or None.
 

@@ -41,10 +41,7 @@ def evaluate_entry(params: Params, name: str) -> None:
         ValueError: if there is no such entry, what its training left is missing or damaged, or the model fails.
         OSError: if the outputs cannot be written.
     """
-    if name not in (BASE, *params.curriculum):
-        raise ValueError(
-            f"curriculum.{name}: no such entry, wanted {BASE} or one of the curriculum: {', '.join(params.curriculum)}"
-        )
+    check_entry(params, name)
     training = _training_metrics(name)
     evaluator = open_evaluator(params, name)
     examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
@@ -78,6 +75,18 @@ def evaluate_entry(params: Params, name: str) -> None:
         logger.warning("{}: {}", name, doubt)
     with writing(OUTPUTS_DIR / name):
         _write(name, {key: metrics[key] for key in METRICS}, test)
+
+
+def check_entry(params: Params, name: str) -> None:
+    """Refuse a name that is neither `base` nor an entry.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if name not in (BASE, *params.curriculum):
+        raise ValueError(
+            f"curriculum.{name}: no such entry, wanted {BASE} or one of the curriculum: {', '.join(params.curriculum)}"
+        )
 
 
 def open_evaluator(params: Params, name: str) -> Evaluator:

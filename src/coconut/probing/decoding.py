@@ -8,6 +8,7 @@ Legend: N questions, K slots, I steps, D hidden, V vocabulary.
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from coconut.probing.rows import Row, mean_row, missing, share_row
 from coconut.probing.subject import Subject
@@ -80,6 +81,14 @@ def measure_geometry(subject: Subject, probs_NKV: Tensor) -> list[Row]:
         )
         rows.append(mean_row(entropy_NK[:, slot].tolist(), measure="entropy", thought=thought))
     return rows
+
+
+def top_tokens(tokenizer: PreTrainedTokenizerBase, probs_V: Tensor, top: int) -> list[tuple[str, float]]:
+    """Return the most probable tokens with their probabilities."""
+    best = probs_V.topk(min(top, len(probs_V)))
+    return [
+        (tokenizer.decode([token]), p) for token, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def entropies(probs: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ from typing import Any
 
 from loguru import logger
 
-from coconut.config.schema import BASE, Params
+from coconut.config.schema import Params
 from coconut.data.examples import read_examples
 from coconut.data.mapped import load_encoded
-from coconut.evaluation.entry import open_evaluator, write_receipt
+from coconut.evaluation.entry import check_entry, open_evaluator, write_receipt
 from coconut.files import replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR
 from coconut.probing.decoding import measure_decoded, measure_geometry
-from coconut.probing.graphs import measure_graphs
+from coconut.probing.graphs import Graphs, measure_graphs
 from coconut.probing.linear import measure_probes
 from coconut.probing.replacing import measure_replaced
 from coconut.probing.rows import Row, find_row, missing, value_of, write_rows
@@ -33,10 +33,7 @@ def probe_entry(params: Params, name: str) -> None:
         ValueError: if there is no such entry, its checkpoint is missing or damaged, or the model fails.
         OSError: if the outputs cannot be written.
     """
-    if name not in (BASE, *params.curriculum):
-        raise ValueError(
-            f"curriculum.{name}: no such entry, wanted {BASE} or one of the curriculum: {', '.join(params.curriculum)}"
-        )
+    check_entry(params, name)
     rows: list[Row] = []
     shown, summary = "", dict.fromkeys(SUMMARY)
     if params.probe.enabled:
@@ -57,7 +54,8 @@ def _open_subject(params: Params, name: str) -> tuple[Subject, int]:
     examples = read_examples(EXAMPLES_DIR / "test.jsonl")
     encoded = load_encoded(ENCODED_DIR, "test", params.probe.questions)
     indices: Sequence[int] = encoded[range(len(encoded))]["index"]
-    subject = Subject(evaluator, [examples[index] for index in indices], list(encoded.examples()), indices)
+    asked = [examples[index] for index in indices]
+    subject = Subject(evaluator, asked, list(encoded.examples()), indices, params.encode.prompt)
     entry = params.curriculum.get(name)
     return subject, (params.latent if entry is None else entry.latent).c_thought
 
@@ -70,17 +68,18 @@ def probe(subject: Subject, c_thought: int, *, count: int, top: int) -> tuple[li
     """
     if not subject.examples:
         return [missing("accuracy_with", "there is no question")], ""
-    rows, outcomes, scores = measure_numbers(subject)
+    graphs = Graphs.of(subject)
+    rows, outcomes, scores = measure_numbers(subject, graphs)
     if not subject.num_slots:
         rows += [missing(measure, NO_THOUGHTS) for measure in _NEEDS_SLOTS]
-        return rows, write_shown(subject, None, outcomes, scores, count=count, top=top)
+        return rows, write_shown(subject, None, graphs, outcomes, scores, count=count, top=top)
     probs_NKV = subject.decoded(subject.trace.states_NJD[:, :-1])
     rows += measure_decoded(subject, probs_NKV, c_thought)
     rows += measure_replaced(subject)
     rows += measure_probes(subject, c_thought)
-    rows += measure_graphs(subject, probs_NKV)
+    rows += measure_graphs(subject, graphs, probs_NKV)
     rows += measure_geometry(subject, probs_NKV)
-    return rows, write_shown(subject, probs_NKV, outcomes, scores, count=count, top=top)
+    return rows, write_shown(subject, probs_NKV, graphs, outcomes, scores, count=count, top=top)
 
 
 SUMMARY = (

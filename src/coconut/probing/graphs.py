@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coconut.data.encoding import encode_questions, tokenize_texts
 from coconut.data.examples import Example, fold
-from coconut.data.generators.graphs import ParsedQuestion, read_question
+from coconut.data.generators.graphs import ParsedQuestion, breadth_first, children_of, read_question
 from coconut.evaluation.answers import same_answer
 from coconut.probing.edits import put
 from coconut.probing.rows import Row, mean_row, missing, share_row
@@ -60,16 +60,8 @@ def read_search(example: Example) -> Search | None:
     parsed = read_question(example.question)
     if parsed is None or not example.steps:
         return None
-    children: dict[str, list[str]] = {}
-    for parent, child in parsed.edges:
-        children.setdefault(parent, []).append(child)
-    distance, queue = {parsed.root: 0}, [parsed.root]
-    for node in queue:
-        for child in children.get(node, []):
-            if child not in distance:
-                distance[child] = distance[node] + 1
-                queue.append(child)
     nodes = list(dict.fromkeys(node for edge in parsed.edges for node in edge))
+    distance, _ = breadth_first(parsed.root, children_of(parsed.edges, [parsed.root, *nodes]))
     # A step is a node, or a sentence whose last word is one.
     path = [step.rstrip(".").split()[-1] for step in example.steps]
     return Search(parsed, nodes, distance, path)
@@ -106,9 +98,8 @@ class Graphs:
         return embeds
 
 
-def measure_graphs(subject: Subject, probs_NKV: Tensor) -> list[Row]:
+def measure_graphs(subject: Subject, graphs: Graphs | None, probs_NKV: Tensor) -> list[Row]:
     """Measure where thoughts put their mass, and exchange thoughts for nodes and for those of the other root."""
-    graphs = Graphs.of(subject)
     if graphs is None:
         return [missing(measure, "no graph in these questions") for measure in ("mass", "swapped", "donor")]
     rows = _measure_mass(subject, graphs, probs_NKV)
@@ -180,7 +171,7 @@ def _measure_donor(subject: Subject, graphs: Graphs) -> list[Row]:
     if any(donor is None for donor in donors):
         return [missing("donor", "a graph has one root only, so that no other question has the same graph")]
     questions = [donor for donor in donors if donor is not None]
-    ids = encode_questions(subject.evaluator.tokenizer, questions)
+    ids = encode_questions(subject.evaluator.tokenizer, questions, subject.prompt)
     if any(len(row) != len(own.question_ids) for row, own in zip(ids, subject.encoded, strict=True)):
         return [missing("donor", "the other root takes more tokens")]
     other = Subject(
@@ -188,6 +179,7 @@ def _measure_donor(subject: Subject, graphs: Graphs) -> list[Row]:
         [Example(question) for question in questions],
         [own._replace(question_ids=row) for row, own in zip(ids, subject.encoded, strict=True)],
         subject.indices,
+        subject.prompt,
     )
     found = subject.ask(edits=put(other.trace.vectors_NKD, range(subject.num_slots)))
     theirs = [outcome.answer for outcome in other.outcomes]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from coconut.evaluation.evaluator import Outcome
-from coconut.probing.decoding import entropies
+from coconut.probing.decoding import entropies, top_tokens
 from coconut.probing.graphs import Graphs
 from coconut.probing.subject import Subject
 
@@ -28,6 +28,7 @@ def choose(rights: Sequence[bool], count: int) -> list[int]:
 def write_shown(
     subject: Subject,
     probs_NKV: Tensor | None,
+    graphs: Graphs | None,
     outcomes: Sequence[Sequence[Outcome]],
     scores: Sequence[Sequence[float]],
     *,
@@ -35,7 +36,6 @@ def write_shown(
     top: int,
 ) -> str:
     """Write JSON lines, one a question; `probs_NKV` is None of an entry without thoughts."""
-    graphs = Graphs.of(subject)
     lines = []
     for place in choose(subject.rights, count):
         example, outcome = subject.examples[place], subject.outcomes[place]
@@ -70,11 +70,9 @@ def _thoughts(subject: Subject, probs_KV: Tensor, graphs: Graphs | None, place: 
     tokenizer, vectors_KD = subject.evaluator.tokenizer, subject.trace.vectors_NKD[place]
     found = []
     for probs_V, vector_D in zip(probs_KV, vectors_KD, strict=True):
-        best = probs_V.topk(min(top, len(probs_V)))
-        tokens = [tokenizer.decode([token]) for token in best.indices.tolist()]
         found.append(
             {
-                "tokens": [[token, round(p, 4)] for token, p in zip(tokens, best.values.tolist(), strict=True)],
+                "tokens": [[token, round(p, 4)] for token, p in top_tokens(tokenizer, probs_V, top)],
                 "entropy": round(float(entropies(probs_V)), 4),
                 "norm": round(float(vector_D.norm()), 4),
                 "nodes": None if graphs is None else _nodes(graphs, place, probs_V),

@@ -1,14 +1,15 @@
 """How many thoughts an answer needs: fewer and more of them than in training, and when the answer is there."""
 
-from coconut.data.encoding import tokenize_texts
-from coconut.data.examples import ANSWER_MARK
+from coconut.data.encoding import answer_start
 from coconut.evaluation.evaluator import Outcome
 from coconut.probing.graphs import KINDS, Graphs, kind_of_text
 from coconut.probing.rows import Row, mean_row, missing, share_row
 from coconut.probing.subject import Subject
 
 
-def measure_numbers(subject: Subject) -> tuple[list[Row], list[list[Outcome]], list[list[float]]]:
+def measure_numbers(
+    subject: Subject, graphs: Graphs | None
+) -> tuple[list[Row], list[list[Outcome]], list[list[float]]]:
     """Ask with 0 to twice as many thoughts as in training.
 
     Returns:
@@ -29,7 +30,7 @@ def measure_numbers(subject: Subject) -> tuple[list[Row], list[list[Outcome]], l
             outcomes.append(found)
             rows.append(share_row(rights, against, measure="accuracy_after", thought=number))
             rows.append(mean_row(scores[-1], measure="log_p_after", thought=number))
-    return [*rows, *_first_right(outcomes), *_measure_words(subject)], outcomes, scores
+    return [*rows, *_first_right(outcomes), *_measure_words(subject, graphs)], outcomes, scores
 
 
 def _first_right(outcomes: list[list[Outcome]]) -> list[Row]:
@@ -54,12 +55,11 @@ def first_stable(rights: tuple[bool, ...]) -> int | None:
     return place if place < len(rights) else None
 
 
-def _measure_words(subject: Subject) -> list[Row]:
+def _measure_words(subject: Subject, graphs: Graphs | None) -> list[Row]:
     """With fewer thoughts than in training, forbid the answer's mark first, so that the rest is said in words."""
     if not subject.num_slots:
         return [missing("accuracy_with", "the entry has no thoughts, so that nothing can be left to words")]
-    graphs = Graphs.of(subject)
-    mark = tokenize_texts(subject.evaluator.tokenizer, [ANSWER_MARK])[0][:1]
+    mark = answer_start(subject.evaluator.tokenizer)
     rows = []
     for number in range(subject.num_slots):
         found = subject.ask(num_thoughts=number, not_first=mark)

@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +20,9 @@ from coconut.data.examples import Example
 from coconut.data.views import IGNORED, View, build_prompt, build_view
 from coconut.evaluation.evaluator import Edits, Evaluator, Outcome, judge
 from coconut.model.choice import open_passes
+from coconut.model.head import output_logits
 from coconut.model.latent import read_columns
+from coconut.model.passes import PlainPasses
 from coconut.model.thoughts import SlotFeedback
 
 
@@ -43,6 +45,8 @@ class Subject:
     encoded: Sequence[EncodedExample]
     indices: Sequence[int]
     """Of the questions in the test split."""
+    prompt: str = "plain"
+    """The form in which the questions are encoded."""
 
     @property
     def num_slots(self) -> int:
@@ -83,11 +87,8 @@ class Subject:
         evaluator, scores = self.evaluator, []
         views = [build_view(*row, plan=self._plan(num_thoughts), markers=evaluator.markers) for row in self.encoded]
         for places, batch, feedback in self._batches(views, edits):
-            with (
-                evaluator.autocast(),
-                closing(open_passes(evaluator.model, batch, feedback, evaluator.options)) as passes,
-            ):
-                hidden_BTD = read_columns(passes, feedback, batch)[:, :-1]
+            with self._reading(batch, feedback) as (passes, all_BTD):
+                hidden_BTD = all_BTD[:, :-1]
                 targets_BT = batch.labels_BT[:, 1:]
                 is_gold_BT = targets_BT != IGNORED
                 nll_N = functional.cross_entropy(
@@ -102,15 +103,10 @@ class Subject:
     def trace(self) -> Trace:
         """Run the questions up to their answers, untouched."""
         vectors, states = [], []
-        evaluator = self.evaluator
         for _, batch, feedback in self._batches(self._prompts(None), None):
-            with (
-                evaluator.autocast(),
-                closing(open_passes(evaluator.model, batch, feedback, evaluator.options)) as passes,
-            ):
-                hidden_BTD = read_columns(passes, feedback, batch)
-            vectors.append(torch.stack(feedback.entered, dim=1).float().cpu())
-            states.append(hidden_BTD[:, self._moments(batch)].float().cpu())
+            with self._reading(batch, feedback) as (_, hidden_BTD):
+                vectors.append(torch.stack(feedback.entered, dim=1).float().cpu())
+                states.append(hidden_BTD[:, self._moments(batch)].float().cpu())
         return Trace(torch.cat(vectors), torch.cat(states))
 
     @torch.no_grad()
@@ -119,10 +115,10 @@ class Subject:
 
         One plain pass over the question and the vectors of `trace` gives what the passes gave one after another.
         """
-        evaluator, parts, done = self.evaluator, [], 0
+        evaluator, parts = self.evaluator, []
         for places, batch, _ in self._batches(self._prompts(None), None):
             embeds_BTD = evaluator.model.get_input_embeddings()(batch.input_ids_BT).clone()
-            vectors_BKD = self.trace.vectors_NKD[done : done + len(places)].to(embeds_BTD)
+            vectors_BKD = self.trace.vectors_NKD[places].to(embeds_BTD)
             first = self._first_slot(batch)
             embeds_BTD[:, first : first + self.num_slots] = vectors_BKD
             output = evaluator.model.base_model(
@@ -134,17 +130,23 @@ class Subject:
             )
             moments = self._moments(batch)[:-1]
             parts.append(torch.stack([layer_BTD[:, moments].float().cpu() for layer_BTD in output.hidden_states]))
-            done += len(places)
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def decoded(self, states: Tensor) -> Tensor:
         """Return the head's probabilities for states after the final norm, ... x D -> ... x V, on the CPU."""
         model = self.evaluator.model
-        batch = collate(self._prompts(None)[:1], pad_id=self.evaluator.pad_id).to(model.device)
-        with closing(open_passes(model, batch, self.evaluator.feedback, self.evaluator.options)) as passes:
-            logits = passes.logits(states.to(model.device, model.dtype)).float()
-        return logits.softmax(dim=-1).cpu()
+        return output_logits(model, states.to(model.device, model.dtype)).float().softmax(dim=-1).cpu()
+
+    @contextmanager
+    def _reading(self, batch: Batch, feedback: SlotFeedback) -> Iterator[tuple[PlainPasses, Tensor]]:
+        """Read a batch as training does; give its passes and its hidden states, B x T x D."""
+        evaluator = self.evaluator
+        with (
+            evaluator.autocast(),
+            closing(open_passes(evaluator.model, batch, feedback, evaluator.options)) as passes,
+        ):
+            yield passes, read_columns(passes, feedback, batch)
 
     def _plan(self, num_thoughts: int | None) -> ViewPlan:
         plan = self.evaluator.plan

@@ -12,11 +12,11 @@ as deep as the right one, and the shortest path is unique (ProsQA has 1.6 of the
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from coconut.config.schema import Graph
 from coconut.data.examples import Example
@@ -42,6 +42,7 @@ _CONCEPTS = [
 
 _ANYWHERE = 2
 _Edge = tuple[int, int]
+_Node = TypeVar("_Node", int, str)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _grow(config: Graph, num_hops: int, rng: random.Random) -> Puzzle | None:
         depth.append(depth[parent] + 1)
         edges.append((parent, node))
         spare += [(p, node) for p in parents if p != parent]
-    children = _children(edges, config.num_nodes)
+    children = children_of(edges, range(config.num_nodes))
     for parent, node in _shuffle_weighted(spare, [1.5 * depth[p] + 1 for p, _ in spare], rng):
         if len(edges) == config.num_edges:
             break
@@ -196,16 +197,16 @@ def _shuffle_weighted(edges: list[_Edge], weights: list[float], rng: random.Rand
     return [edges[i] for i in sorted(range(len(edges)), key=keys.__getitem__, reverse=True)]
 
 
-def _rivals(parent: int, node: int, path: list[int], children: list[list[int]]) -> bool:
+def _rivals(parent: int, node: int, path: list[int], children: Mapping[int, Iterable[int]]) -> bool:
     """Tell whether an edge would create another path between the ends of `path` that is not longer."""
-    from_root, _ = _search(path[0], children)
+    from_root, _ = breadth_first(path[0], children)
     if parent not in from_root:
         return False
-    from_node, _ = _search(node, children)
+    from_node, _ = breadth_first(node, children)
     return path[-1] in from_node and from_root[parent] + 1 + from_node[path[-1]] < len(path)
 
 
-def _search(root: int, children: list[list[int]]) -> tuple[dict[int, int], dict[int, int]]:
+def breadth_first(root: _Node, children: Mapping[_Node, Iterable[_Node]]) -> tuple[dict[_Node, int], dict[_Node, int]]:
     """Search breadth-first for the distance of each reachable node and the number of shortest paths to it."""
     distance, num_paths = {root: 0}, {root: 1}
     queue = [root]
@@ -219,8 +220,9 @@ def _search(root: int, children: list[list[int]]) -> tuple[dict[int, int], dict[
     return distance, num_paths
 
 
-def _children(edges: Iterable[_Edge], num_nodes: int) -> list[list[int]]:
-    children: list[list[int]] = [[] for _ in range(num_nodes)]
+def children_of(edges: Iterable[tuple[_Node, _Node]], nodes: Iterable[_Node]) -> dict[_Node, list[_Node]]:
+    """Return the children of every node, in the order of the edges."""
+    children: dict[_Node, list[_Node]] = {node: [] for node in nodes}
     for parent, child in edges:
         children[parent].append(child)
     return children
@@ -273,7 +275,7 @@ def statistics(examples: Iterable[Example]) -> dict[str, float] | None:
         if parsed.root not in number or answer not in number:
             return None
         edges = [(number[parent], number[child]) for parent, child in parsed.edges]
-        _, num_paths = _search(number[parsed.root], _children(edges, len(number)))
+        _, num_paths = breadth_first(number[parsed.root], children_of(edges, range(len(number))))
         rows.append((len(number), len(edges), len(example.steps), num_paths.get(number[answer], 0)))
     if not rows:
         return None
