@@ -36,7 +36,8 @@ trackers: $(STAMP)  ## add wandb and tensorboard, for `runtime.tracker` and thei
 	$(PIP) -r requirements-trackers.lock
 
 repro: $(STAMP)  ## repair what a killed dvc left, then dvc repro: everything that is out of date
-	@python stages/params.py  # It is also a stage, but DVC reports a cycle or a missing parent in fewer words.
+	@python stages/digest_code.py  # The next line refuses to run on digests of other code.
+	@python stages/params.py  # Both are stages too, but DVC reports a cycle or a missing parent in fewer words.
 	@python -m coconut repair
 	@dvc repro || { status=$$?; python -m coconut report || true; \
 		echo "make repro: dvc ended with exit code $$status; \`make status\` shows what runs and what failed" >&2; exit $$status; }
