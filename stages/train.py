@@ -1,4 +1,4 @@
-"""Pipeline stage train@ENTRY: the parent's checkpoint -> outputs/ENTRY/{checkpoint, history.csv, train.json}."""
+"""Pipeline stage train@ENTRY: the parent's checkpoint -> outputs/ENTRY/{checkpoint, *.csv, train.json}."""
 
 import argparse
 import sys

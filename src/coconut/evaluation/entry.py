@@ -211,13 +211,17 @@ def _training_metrics(name: str) -> dict[str, Any]:
     return numbers
 
 
+_REPORTED = ("metrics.json", "predictions.jsonl", "history.csv", "updates.csv", "train.json")
+"""What the report reads of an entry."""
+
+
 def _write(name: str, metrics: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     output_dir = OUTPUTS_DIR / name
     in_order = sorted(outcomes, key=lambda outcome: outcome.index)
     lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
     replace_file(output_dir / "predictions.jsonl", "".join(lines))
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_receipt(RECEIPTS_DIR, name, ("metrics.json", "predictions.jsonl", "history.csv"))
+    write_receipt(RECEIPTS_DIR, name, _REPORTED)
 
 
 def write_receipt(folder: Path, name: str, files: Sequence[str]) -> None:

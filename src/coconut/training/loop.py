@@ -23,6 +23,7 @@ from coconut.devices import Stopwatch, explain_failure, machine_load
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions
 from coconut.pipeline.signals import Interrupted
+from coconut.training.curve import Curve
 from coconut.training.learner import Learner, Tensors
 from coconut.training.objective import Cost, Objective, check_finite
 from coconut.training.optimizer import learning_rate
@@ -74,6 +75,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.learner = Learner(self.model, self.feedback, self.entry.train)
         self.schedule = Schedule(self.entry, len(self.dataset), self.removed_before)
+        self.position.curve = Curve.over(self.schedule.num_updates)
         micro = self.runtime.micro_batch
         self.objective = Objective(
             self.model,
@@ -138,7 +140,13 @@ class Trainer:
             optimizer_updates=self.learner.num_updates,
         )
         self.learner.step(lr)
-        self.position.advance(cost, lr=lr, grad_norm=grad_norm, seconds=time.monotonic() - started)
+        self.position.advance(
+            cost,
+            num_updates=self.schedule.num_updates,
+            lr=lr,
+            grad_norm=grad_norm,
+            seconds=time.monotonic() - started,
+        )
 
     def validate(self) -> Score:
         """Score the weights. It may take minutes and changes nothing, so a request to stop does not wait for its end.

@@ -16,6 +16,7 @@ from coconut.files import check_free_space, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
 from coconut.pipeline.resume import resume_dir
+from coconut.training.curve import updates_csv
 from coconut.training.loop import Trainer
 from coconut.training.position import history_csv
 
@@ -71,7 +72,7 @@ def pass_gate(trainer: Trainer) -> None:
 def write_outputs(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, versions: Mapping[str, str]
 ) -> None:
-    """Write `checkpoint/`, the moments, `history.csv` and `train.json` of an entry, which DVC then takes over.
+    """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`, which DVC then takes over.
 
     Args:
         prompt: the form of prompt that the entry was trained with.
@@ -98,6 +99,7 @@ def write_outputs(
         moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
         save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
+        replace_file(output_dir / "updates.csv", updates_csv(position.curve.points))
         replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions), indent=2) + "\n")
     except OSError as error:
         raise OSError(

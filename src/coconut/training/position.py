@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coconut.training.curve import Curve
 from coconut.training.objective import Cost
 
 
@@ -92,6 +93,7 @@ class Position:
     update_in_epoch: int = 0
     update: int = 0
     sums: Sums = field(default_factory=Sums)
+    curve: Curve = field(default_factory=Curve)
     history: list[dict[str, Any]] = field(default_factory=list)
     first: dict[str, float] | None = None
     best_accuracy: float = -1.0
@@ -103,13 +105,14 @@ class Position:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Position":
-        return cls(**{**record, "sums": Sums(**record["sums"])})
+        return cls(**{**record, "sums": Sums(**record["sums"]), "curve": Curve(**record["curve"])})
 
-    def advance(self, cost: Cost, *, lr: float, grad_norm: float, seconds: float) -> None:
-        """Count one update."""
+    def advance(self, cost: Cost, *, num_updates: int, lr: float, grad_norm: float, seconds: float) -> None:
+        """Count one update of the entry's `num_updates`."""
         self.update += 1
         self.update_in_epoch += 1
         self.lr = lr
+        self.curve.add(cost, update=self.update, num_updates=num_updates, lr=lr, grad_norm=grad_norm)
         self.sums.add(cost, grad_norm=grad_norm, seconds=seconds)
 
     def close_epoch(
