@@ -16,13 +16,13 @@ from coconut.files import writing
 from coconut.layout import OUTPUTS_DIR, REPORT_DIR
 from coconut.pipeline.stage import run_stage
 from coconut.report.page import write_report
-from coconut.report.provenance import judge
+from coconut.report.provenance import judge, with_origin
 
 
 def main() -> None:
     """Write `outputs/report`."""
     with writing(REPORT_DIR):
-        write_report(load_params(), OUTPUTS_DIR, REPORT_DIR, judge(Path(), ignore=["report"]))
+        write_report(load_params(), OUTPUTS_DIR, REPORT_DIR, with_origin(judge(Path(), ignore=["report"]), Path()))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_the_code_of_a_stage_is_all_that_it_imports_and_that_can_change_a_result
     counted = stage_code(script, ROOT)
     assert {Path(name) for name in counted if name.endswith(".py")} == wanted
     beside = {name for name in counted if not name.endswith(".py")}
-    assert ("src/coconut/report/curves.json" in beside) == (script == "stages/report.py")
+    assert ("src/coconut/report/templates/curves.json" in beside) == (script == "stages/report.py")
 
 
 def test_no_stage_depends_on_knobs_that_cannot_change_a_result() -> None:

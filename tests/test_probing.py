@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from coconut.data.examples import Example
+from coconut.probing.conclusion import conclude
 from coconut.probing.decoding import effective_rank, measure_decoded, measure_geometry
-from coconut.probing.entry import SUMMARY, conclude, probe, summarise
+from coconut.probing.entry import SUMMARY, probe, summarise
 from coconut.probing.graphs import Graphs, Search, kind_of_text, measure_graphs, read_search
 from coconut.probing.linear import fit_probe, measure_probes
 from coconut.probing.replacing import measure_replaced
@@ -87,7 +88,7 @@ def test_of_pause_slots_it_says_that_the_thoughts_do_nothing() -> None:
     for condition in ("mean", "other_question", "reordered"):
         assert value_of(rows, "replaced_changed", condition=condition, group="all") == 0.0
         assert value_of(rows, "replaced_log_p", condition=condition, group="all") == pytest.approx(0.0, abs=1e-4)
-    assert conclude(rows, 4) == "the thoughts do nothing here: those of another question change no answer of 3"
+    assert conclude(rows) == "the thoughts do nothing here: those of another question change no answer of 3"
 
 
 def test_of_answers_that_hang_on_the_thoughts_it_says_so() -> None:
@@ -97,14 +98,12 @@ def test_of_answers_that_hang_on_the_thoughts_it_says_so() -> None:
         share_row([False] * 20, rights, measure="replaced", condition="other_question", group="all"),
         share_row([True] * 20, measure="replaced_changed", condition="other_question", group="all"),
     ]
-    assert conclude(rows, 3).startswith(
-        "the answers depend on the thoughts: with those of another question accuracy is 0"
-    )
+    assert conclude(rows).startswith("the answers depend on the thoughts: with those of another question accuracy is 0")
     few = [
         share_row([False] + [True] * 19, rights, measure="replaced", condition="other_question", group="all"),
         share_row([True] + [False] * 19, measure="replaced_changed", condition="other_question", group="all"),
     ]
-    assert conclude(few, 3).startswith("no effect of the thoughts on accuracy was found")
+    assert conclude(few).startswith("no effect of the thoughts on accuracy was found")
 
 
 def test_every_slot_and_every_side_of_it_is_replaced_once() -> None:

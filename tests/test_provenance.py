@@ -11,7 +11,8 @@ from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.record import md5_as_dvc
 from coconut.report.page import write_report
 from coconut.report.provenance import judge
-from coconut.report.results import read_folder, read_results
+from coconut.report.reading import read_folder
+from coconut.report.results import read_results
 from coconut.report.tables import accuracy_table
 from fake_outputs import CURRICULUM, default_tree, fake_params, write_entry, write_outputs
 
@@ -148,9 +149,7 @@ def test_a_partial_page_says_which_stages_are_not_done_and_marks_its_rows(root):
     assert "| train@cot         | to do   | train.py changed   |" in text
     assert "| cot (of another run)      | cot     |" in text
     assert "| no_cot " in text
-    assert "no_cot (of" not in text.partition("## Results")[2].partition("## Accuracy by training")[0], (
-        "it has no numbers"
-    )
+    assert "no_cot (of" not in text.partition("## Results")[2].partition("## ")[0], "it has no numbers"
 
 
 def test_files_of_an_earlier_partial_page_do_not_stay(root):

@@ -12,7 +12,8 @@ from coconut.config.schema import BASE, Params
 from coconut.files import amount, files_below
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir
 from coconut.report.provenance import judge
-from coconut.report.results import evaluate_stage, read_folder, read_results
+from coconut.report.reading import read_folder
+from coconut.report.results import evaluate_stage, read_results
 from coconut.report.text import visible
 
 if TYPE_CHECKING:

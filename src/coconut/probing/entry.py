@@ -12,6 +12,7 @@ from coconut.data.mapped import load_encoded
 from coconut.evaluation.entry import check_entry, open_evaluator, write_receipt
 from coconut.files import replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR
+from coconut.probing.conclusion import conclude
 from coconut.probing.decoding import measure_decoded, measure_geometry
 from coconut.probing.graphs import Graphs, measure_graphs
 from coconut.probing.linear import measure_probes
@@ -40,7 +41,7 @@ def probe_entry(params: Params, name: str) -> None:
         subject, c_thought = _open_subject(params, name)
         rows, shown = probe(subject, c_thought, count=params.probe.shown, top=params.probe.top)
         summary = summarise(rows, subject)
-        logger.info("{}: {}", name, conclude(rows, subject.num_slots))
+        logger.info("{}: {}", name, conclude(rows) or "no thoughts to look into")
     output_dir = OUTPUTS_DIR / name
     with writing(output_dir):
         replace_file(output_dir / "thoughts.csv", write_rows(rows))
@@ -131,23 +132,3 @@ def _best(rows: Sequence[Row], condition: str) -> float | None:
         if row.measure == "probe" and row.condition == condition and row.value is not None and row.layer is not None:
             layers.setdefault(row.layer, []).append(row.value)
     return max((sum(values) / len(values) for values in layers.values()), default=None)
-
-
-def conclude(rows: Sequence[Row], num_slots: int) -> str:
-    """Say in a sentence whether the answers depend on what stands in the slots.
-
-    The test is the exchange with another question: zeros and noise are strange to a model in any slot, but another
-    question's thoughts look like its own.
-    """
-    row = find_row(rows, "replaced", condition="other_question", group="all")
-    changed = find_row(rows, "replaced_changed", condition="other_question", group="all")
-    if not num_slots or row is None or changed is None or row.value is None or changed.value is None:
-        return "no thoughts to look into"
-    if changed.value == 0:
-        return f"the thoughts do nothing here: those of another question change no answer of {row.num}"
-    if row.p is not None and row.p < 0.01:
-        return f"the answers depend on the thoughts: with those of another question accuracy is {row.value:.3f}"
-    return (
-        f"no effect of the thoughts on accuracy was found: those of another question change {changed.value:.1%} of the"
-        f" answers, and accuracy is {row.value:.3f} (p {row.p:.2f})"
-    )

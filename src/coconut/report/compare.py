@@ -17,7 +17,8 @@ from coconut.config.params import parse_params
 from coconut.config.strict import parse_yaml
 from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
 from coconut.report.provenance import judge
-from coconut.report.results import ReadText, Result, evaluate_stage, read_results
+from coconut.report.reading import ReadText
+from coconut.report.results import Result, evaluate_stage, read_results
 from coconut.report.tables import Table, pair_examples, paired_p
 from coconut.report.text import NOTHING, format_p, visible
 from coconut.tracking import flatten

@@ -1,21 +1,32 @@
 """The report: `report.md` with its figures next to it, `report.html` with everything inside, and the curves."""
 
-import base64
-import html
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coconut.config.schema import BASE, Params
 from coconut.files import check_free_space, replace_file
+from coconut.report.charts import choose_styles, draw_speed, draw_steps, draw_updates
 from coconut.report.curves import CURVES_FILE, write_curves
-from coconut.report.figures import draw_figures
+from coconut.report.origin import describe_training
+from coconut.report.outcome import describe_outcome
 from coconut.report.paper import PAPER_NOTE, paper_table
+from coconut.report.probes import (
+    MOST_QUESTIONS,
+    cards,
+    contents_table,
+    edits_table,
+    find_thinkers,
+    has_slots,
+    not_measured,
+    numbers_chart,
+)
 from coconut.report.provenance import Provenance
-from coconut.report.results import Result, find_last, read_facts, read_folder, read_results
+from coconut.report.reading import read_folder
+from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
+from coconut.report.results import Result, find_last, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
-from coconut.report.tables import Table, accuracy_table, facts_table
+from coconut.report.tables import Table, accuracy_table, facts_table, tree_table
 from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
@@ -23,25 +34,6 @@ _NUM_MISTAKES = 10
 _SMALL_TEST_SET = 100
 _MOST = 0.5
 """Share of questions without an answer from which on the page says so in words."""
-NO_DATA = "No data."
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: pre-wrap }
-th.text, td.text { text-align: left }
-img { max-width: 100%; height: auto }
-"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and its content, independent of the output format."""
-
-    title: str
-    text: str = ""
-    table: Table | None = None
-    figure: str | None = None
 
 
 def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance: Provenance | None = None) -> None:
@@ -54,73 +46,109 @@ def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance
     provenance = provenance or Provenance()
     read_text = read_folder(outputs_dir)
     results = read_results(params.curriculum, read_text, marks=provenance.marks)
-    figures = draw_figures(results)
     sections = build_sections(results, facts=read_facts(read_text), provenance=provenance)
     title = visible(f"{params.model}, seed {params.seed}")
-    report_dir.mkdir(parents=True, exist_ok=True)
-    files = {f"{name}.png": png for name, png in figures.items()}
-    files[CURVES_FILE] = write_curves(results).encode()
-    files["report.md"] = render_markdown(title, sections, figures.keys()).encode()
-    files[PAGE_FILE] = render_html(title, sections, figures).encode()
-    check_free_space({report_dir: sum(map(len, files.values()))})
-    for name, content in files.items():
-        replace_file(report_dir / name, content)
+    write_page(title, describe_outcome(results), sections, report_dir, {CURVES_FILE: write_curves(results)})
+
+
+def write_page(
+    title: str, lead: str, sections: Sequence[Section], folder: Path, files: Mapping[str, str] | None = None
+) -> None:
+    """Write a page in both forms, its figures, and other files beside it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {**(files or {}), **draw_figures(sections)}
+    texts |= {"report.md": render_markdown(title, lead, sections), PAGE_FILE: render_html(title, lead, sections)}
+    contents = {name: text.encode() for name, text in texts.items()}
+    check_free_space({folder: sum(map(len, contents.values()))})
+    for name, content in contents.items():
+        replace_file(folder / name, content)
 
 
 def build_sections(
     results: Sequence[Result], *, facts: Mapping[str, Any] | None, provenance: Provenance
 ) -> list[Section]:
-    """Decide what the report says, in its order."""
-    unfinished = provenance.table()
-    partial = [Section("This page is partial", _PARTIAL_TEXT, unfinished)] if unfinished.rows else []
-    paper = paper_table(results)
-    arms = [] if paper is None else [Section("The arms in the paper's layout", PAPER_NOTE, paper)]
-    return [
-        *partial,
+    """Decide what the report says, in its order; a part that has nothing to say is left out."""
+    colours = {name: colour for name, (colour, _) in choose_styles(results).items()}
+    unfinished, paper, steps = provenance.table(), paper_table(results), draw_steps(results)
+    speed, updates = speed_table(results), draw_updates(results)
+    sections = []
+    if unfinished.rows:
+        sections.append(Section("This page is partial", _PARTIAL_TEXT, unfinished))
+    sections += [
+        Section("Curriculum", "Every entry starts from the weights of the one above it.", tree_table(results, colours)),
         Section("Results", _results_text(results, provenance), accuracy_table(results)),
-        *arms,
-        Section("Accuracy by training stage", figure="accuracy"),
-        Section("Accuracy by number of gold steps", "Each group has its own 95 % Wilson interval.", figure="steps"),
-        Section("Loss", "There is one point an epoch; an entry starts where its parent ended.", figure="loss"),
-        Section("Seconds by stage", figure="seconds"),
-        Section("Speed over the epochs", explain_speed(results), speed_table(results), "speed"),
-        _mistakes_section(results),
-        _data_section(facts),
     ]
+    if paper is not None:
+        sections.append(Section("The arms in the paper's layout", PAPER_NOTE, paper))
+    sections += _thought_sections(results, colours)
+    if updates:
+        sections.append(Section("Training", _UPDATES_TEXT, charts=updates))
+    if steps is not None:
+        sections.append(Section("Accuracy by number of gold steps", _STEPS_TEXT, charts=[steps]))
+    sections.append(_mistakes_section(results))
+    if speed.rows:
+        sections.append(Section("Speed", explain_speed(results), speed, draw_speed(results)))
+    sections.append(_data_section(facts))
+    about = {**provenance.origin, **describe_training(results)}
+    if about or provenance.params:
+        parameters = Table(["parameter", "value"], [[key, str(v)] for key, v in provenance.params.items()], 2)
+        origin = Table(["", ""], [[key, value] for key, value in about.items()], 2)
+        sections.append(
+            Section("Origin", "", origin, folded=parameters if parameters.rows else None, folded_title="Parameters")
+        )
+    return sections
 
 
 _PARTIAL_TEXT = "These stages of the pipeline are not up to date, so the results below are incomplete or marked."
+_STEPS_TEXT = "Each group has its own 95 % Wilson interval."
+_UPDATES_TEXT = (
+    "An entry starts where its parent ended. Loss and gradient norm are means over a few updates each; validation"
+    " has one point an epoch. Move the pointer over a chart, or use the arrow keys, to read values; a name in the"
+    " list switches its lines off and on."
+)
 
 
-def render_markdown(title: str, sections: Sequence[Section], figures: Collection[str]) -> str:
-    """Write one Markdown page; the figures are files next to it."""
-    blocks = [f"# {title}"]
-    for section in sections:
-        blocks += [f"## {section.title}", section.text]
-        if section.figure is not None:
-            blocks.append(f"![{section.title}]({section.figure}.png)" if section.figure in figures else NO_DATA)
-        if section.table is not None:
-            blocks.append(section.table.to_markdown() if section.table.rows else NO_DATA)
-    return "\n\n".join(block for block in blocks if block) + "\n"
+def _thought_sections(results: Sequence[Result], colours: Mapping[str, str]) -> list[Section]:
+    """Show what the probes found: what thoughts hold, what answers need, and some questions in full."""
+    entry, control = find_thinkers(results)
+    groups = []
+    ordered = [one for one in results if one is entry] + [one for one in results if one is not entry]
+    for result in ordered:
+        chosen = cards(result, MOST_QUESTIONS[result is entry])
+        if chosen and (result is entry or has_slots(result) or entry is None):
+            groups.append(Group(result.label, chosen))
+    questions = [Section("Thoughts of single questions", _QUESTIONS_TEXT, cards=groups)] if groups else []
+    if entry is None:
+        return questions
+    chart = numbers_chart(entry, control, colours)
+    missing = not_measured(entry)
+    text = _EDITS_TEXT if control is None else f"{_EDITS_TEXT} {_CONTROL_TEXT.format(control.label)}"
+    contents_text = _CONTENTS_TEXT + (f" Not measured here, or in part: {'; '.join(missing)}." if missing else "")
+    return [
+        Section("Do answers need the thoughts?", text, edits_table(entry, control), [chart] if chart else []),
+        Section("What thoughts hold", contents_text, contents_table(entry)),
+        *questions,
+    ]
 
 
-def render_html(title: str, sections: Sequence[Section], figures: Mapping[str, bytes]) -> str:
-    """Write one page that needs no other file and no network."""
-    blocks = [f"<h1>{html.escape(title)}</h1>"]
-    for section in sections:
-        blocks.append(f"<h2>{html.escape(section.title)}</h2>")
-        if section.text:
-            blocks.append(f"<p>{html.escape(section.text)}</p>")
-        if section.figure is not None:
-            blocks.append(_embed(figures[section.figure], section.title) if section.figure in figures else NO_DATA)
-        if section.table is not None:
-            blocks.append(section.table.to_html() if section.table.rows else NO_DATA)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return "\n".join([f'<!doctype html>\n<html lang="en"><head>{head}</head><body>', *blocks, "</body></html>\n"])
-
-
-def _embed(png: bytes, title: str) -> str:
-    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
+_EDITS_TEXT = (
+    "The vectors that enter the slots are replaced and the same questions asked again. p: exact McNemar test against"
+    " the untouched run. Zeros and noise are strange to a model in any slot; the thoughts of another question are not."
+)
+_CONTROL_TEXT = "{} is the control: its slots hold the same vector in every question."
+_CONTENTS_TEXT = (
+    "What the output head, and a linear probe of the best layer, read in each thought, and beside it what chance gives:"
+    " the steps of other questions, the frontier's share of all nodes, permuted labels. Intervals are over questions."
+)
+_QUESTIONS_TEXT = (
+    "The most probable tokens of every thought, and the answer if the model had to stop there. In a graph a node is as"
+    " dark as its probability among the nodes; the root has a black ring, the nodes one hop further in every column a"
+    " blue one, candidates are squares."
+)
 
 
 def _results_text(results: Sequence[Result], provenance: Provenance) -> str:

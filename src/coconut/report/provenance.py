@@ -1,12 +1,14 @@
 """Decides which results are of this run: of the present params, code and data, as `dvc.lock` records them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from coconut.files import explain
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.status import Row, stage_rows
+from coconut.report.origin import describe_origin, read_parameters
 from coconut.report.tables import Table
 from coconut.report.text import visible
 
@@ -29,6 +31,10 @@ class Provenance:
     """The stages that are not up to date."""
     problem: str | None = None
     """The reason why nothing is known; None otherwise."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Commit, date, machine and versions."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys and values of params.yaml."""
 
     def explain(self, labels: Sequence[str]) -> str:
         """Say what the marks in `labels` mean; nothing where there are none."""
@@ -59,6 +65,11 @@ def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
         return Provenance(problem=visible(explain(error)))
     rows = [row for row in reversed(first.values()) if row.state != "done" and row.stage not in ignore]
     return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows)
+
+
+def with_origin(provenance: Provenance, root: Path) -> Provenance:
+    """Add commit, date, machine and parameters."""
+    return replace(provenance, origin=describe_origin(root), params=read_parameters(root / "params.yaml"))
 
 
 def _mark(stage: str, root: Path) -> str:

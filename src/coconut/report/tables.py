@@ -1,13 +1,15 @@
 """The report's tables: accuracies of all entries, and facts about the data."""
 
-import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from coconut.evaluation.statistics import mcnemar
 from coconut.report.results import Result, find_last
+from coconut.report.svg import share_bar
 from coconut.report.text import (
     NOT_THERE,
     NOTHING,
@@ -17,6 +19,18 @@ from coconut.report.text import (
     format_significant,
     visible,
 )
+
+
+class Cell(str):
+    """Text with a drawing beside it on a page."""
+
+    drawing: Markup
+
+    def __new__(cls, text: str, drawing: Markup) -> "Cell":
+        """Put a drawing beside a text."""
+        cell = super().__new__(cls, text)
+        cell.drawing = drawing
+        return cell
 
 
 @dataclass(frozen=True)
@@ -55,15 +69,24 @@ class Table:
         head, *body = [f"| {' | '.join(self._aligned(line, widths))} |" for line in lines]
         return "\n".join([head, f"|{'|'.join(rules)}|", *body])
 
-    def to_html(self) -> str:
+    def to_html(self) -> Markup:
         r"""Write a table element, every cell escaped.
 
-        >>> Table(["entry"], [["<b>"]]).to_html()
-        '<table>\n<tr><th class="text">entry</th></tr>\n<tr><td class="text">&lt;b&gt;</td></tr>\n</table>'
+        >>> print(Table(["entry"], [["<b>"]]).to_html())
+        <table>
+        <thead><tr><th scope="col" class="text">entry</th></tr></thead>
+        <tbody>
+        <tr><td class="text">&lt;b&gt;</td></tr>
+        </tbody>
+        </table>
         """
-        header, *rows = self._visible_lines()
-        lines = [self._html_line(header, "th"), *(self._html_line(row, "td") for row in rows)]
-        return "\n".join(["<table>", *lines, "</table>"])
+        head, *body = [
+            Markup("<tr>{}</tr>").format(Markup("").join(self._html_cells(line, tag)))
+            for line, tag in ((self.header, "th"), *((row, "td") for row in self.rows))
+        ]
+        return Markup("<table>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(
+            head, Markup("\n").join(body)
+        )
 
     def _visible_lines(self) -> list[list[str]]:
         return [[visible(cell) for cell in line] for line in (self.header, *self.rows)]
@@ -74,12 +97,12 @@ class Table:
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
 
-    def _html_line(self, line: Sequence[str], tag: str) -> str:
-        opened = [
-            f'<{tag} class="text">' if column < self.num_text_columns else f"<{tag}>" for column in range(len(line))
-        ]
-        cells = (f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opened, line, strict=True))
-        return f"<tr>{''.join(cells)}</tr>"
+    def _html_cells(self, line: Sequence[str], tag: str) -> Iterator[Markup]:
+        for column, cell in enumerate(line):
+            scope = Markup(' scope="col"') if tag == "th" else ""
+            kind = Markup(' class="text"') if column < self.num_text_columns else ""
+            drawing = cell.drawing if isinstance(cell, Cell) else ""
+            yield Markup("<{}{}{}>{}{}</{}>").format(tag, scope, kind, visible(cell), drawing, tag)
 
 
 def accuracy_table(results: Sequence[Result]) -> Table:
@@ -100,6 +123,36 @@ def accuracy_table(results: Sequence[Result]) -> Table:
             row.append("reference" if result is reference else format_p(paired_p(result, reference)))
         rows.append(row)
     return Table(header, rows, num_text_columns=2)
+
+
+_INDENT = 3 * "\N{NO-BREAK SPACE}"
+
+
+def tree_table(results: Sequence[Result], colours: Mapping[str, str]) -> Table:
+    """Build a table in which every entry stands below its parent, with its accuracy as a bar."""
+    rows = []
+    for depth, result in _in_tree(results):
+        low, high, value = (result.metric(name) for name in ("accuracy_low", "accuracy_high", "accuracy"))
+        name = f"{_INDENT * (depth - 1)}└ {result.label}" if depth else result.label
+        text = format_accuracy(result)
+        bar = share_bar(value, low, high, colour=colours[result.name])
+        rows.append([name, result.method, Cell(text, bar)])
+    return Table(["entry, below its parent", "method", "test accuracy [95 %]"], rows, num_text_columns=2)
+
+
+def _in_tree(results: Sequence[Result]) -> Iterator[tuple[int, Result]]:
+    """Walk through the entries, every one after its parent, with its depth."""
+    names = {result.name for result in results}
+    roots = [result for result in results if result.parent is None or result.parent not in names]
+
+    def below(result: Result, depth: int) -> Iterator[tuple[int, Result]]:
+        yield depth, result
+        for child in results:
+            if child.parent == result.name:
+                yield from below(child, depth + 1)
+
+    for root in roots:
+        yield from below(root, 0)
 
 
 def pair_examples(result: Result, other: Result) -> list[tuple[bool, bool]] | None:
@@ -143,4 +196,6 @@ def _format_fact(value: Any) -> str:
 def _escape_markdown(cell: str) -> str:
     cell = re.sub(r"[\\|*`]", r"\\\g<0>", cell).replace("](", "]\\(")
     # `<0.001` is no tag, and reads better as it is.
-    return " ".join(re.sub("<(?=[A-Za-z/!?])", "&lt;", cell).split())
+    cell = re.sub("<(?=[A-Za-z/!?])", "&lt;", cell)
+    # No-break spaces stay: they set an entry in below its parent.
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", cell).strip(" ")

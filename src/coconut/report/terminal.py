@@ -8,8 +8,9 @@ from coconut.config.params import load_params
 from coconut.files import writing
 from coconut.layout import OUTPUTS_DIR, REPORT_DIR
 from coconut.report.paper import paper_table
-from coconut.report.provenance import judge
-from coconut.report.results import read_folder, read_results
+from coconut.report.provenance import judge, with_origin
+from coconut.report.reading import read_folder
+from coconut.report.results import read_results
 from coconut.report.tables import accuracy_table
 
 PARTIAL_REPORT_DIR = OUTPUTS_DIR / "partial-report"
@@ -30,7 +31,7 @@ def run_table() -> int:
 
 def run_report() -> int:
     """Print the path of the page, as the last line; write a partial one where the stage `report` is not up to date."""
-    # Imported here: matplotlib is needed by the page only.
+    # Imported here: jinja2 is needed by the page only.
     from coconut.report.page import PAGE_FILE, write_report
 
     params = load_params()
@@ -40,7 +41,7 @@ def run_report() -> int:
         return 0
     shutil.rmtree(PARTIAL_REPORT_DIR, ignore_errors=True)  # It may hold figures that are not drawn this time.
     with writing(PARTIAL_REPORT_DIR):
-        write_report(params, OUTPUTS_DIR, PARTIAL_REPORT_DIR, provenance)
+        write_report(params, OUTPUTS_DIR, PARTIAL_REPORT_DIR, with_origin(provenance, Path()))
     num_stages = len(provenance.unfinished)
     if provenance.problem is None:
         sys.stdout.write(

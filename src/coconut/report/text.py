@@ -78,3 +78,14 @@ def format_p(p: float | None) -> str:
     if p is None:
         return NOTHING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_axis(value: float) -> str:
+    """Write a number beside an axis, short.
+
+    >>> [format_axis(value) for value in (0.2, 1500.0, 0.00002, 12345.6, 2e6)]
+    ['0.2', '1500', '2e-05', '12,346', '2e+06']
+    """
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

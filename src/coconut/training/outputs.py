@@ -72,7 +72,7 @@ def pass_gate(trainer: Trainer) -> None:
 def write_outputs(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, versions: Mapping[str, str]
 ) -> None:
-    """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`, which DVC then takes over.
+    """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`; DVC takes them over.
 
     Args:
         prompt: the form of prompt that the entry was trained with.

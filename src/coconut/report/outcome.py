@@ -1,0 +1,49 @@
+"""What came out, in two or three sentences at the head of the page."""
+
+from collections.abc import Sequence
+
+from coconut.config.schema import BASE
+from coconut.probing.conclusion import conclude
+from coconut.report.results import Result, find_last
+from coconut.report.tables import paired_p
+from coconut.report.text import format_p
+
+
+def describe_outcome(results: Sequence[Result]) -> str:
+    """Say how often the last latent entry is right, how often its rivals are, and what its thoughts do."""
+    reference = find_last(results, "coconut")
+    if reference is None or reference.metric("accuracy") is None:
+        best = max((one for one in _scored(results)), key=_accuracy, default=None)
+        return "Nothing is evaluated yet." if best is None else f"{_share(best)}; that is the best of all entries."
+    sentences = [f"{_share(reference)}."]
+    words = find_last(results, "cot")
+    rivals = [one for one in _scored(results) if one.method not in ("coconut", "cot") and one.name != BASE]
+    if words is not None and words.metric("accuracy") is not None:
+        sentences.append(f"{_against(words, reference)} with its steps in words.")
+    if rivals:
+        best = max(rivals, key=_accuracy)
+        sentences.append(f"The best of the {len(rivals)} other entries: {_against(best, reference)}.")
+    conclusion = None if reference.thoughts is None else conclude(reference.thoughts.rows)
+    if conclusion is not None:
+        sentences.append(f"{conclusion[0].upper()}{conclusion[1:]}.")
+    return " ".join(sentences)
+
+
+def _scored(results: Sequence[Result]) -> list[Result]:
+    return [result for result in results if result.metric("accuracy") is not None]
+
+
+def _accuracy(result: Result) -> float:
+    return result.metric("accuracy") or 0.0
+
+
+def _share(result: Result) -> str:
+    num = result.metric("num_examples")
+    of = f" of {num:,.0f} test questions" if num else " of the test questions"
+    return f"{result.label} answers {_accuracy(result):.1%}{of} right"
+
+
+def _against(result: Result, reference: Result) -> str:
+    p = paired_p(result, reference)
+    test = "" if p is None else f" (p {format_p(p)})"
+    return f"{result.label} {_accuracy(result):.1%}{test}"
