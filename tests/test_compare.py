@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coconut.report.compare import compare, group_experiments, pairs_table, read_experiment, seeds_table
+from coconut.report.compare import (
+    compare,
+    group_experiments,
+    group_to_compare,
+    pairs_table,
+    read_experiment,
+    seeds_table,
+)
+from coconut.report.overlay import compare_sections
+from coconut.report.render import render_html, render_markdown
 from fake_outputs import default_tree, write_entry
 
 CURRICULUM = {
@@ -63,7 +72,7 @@ def test_one_run_under_two_names_counts_once(tmp_path):
 def test_equal_params_and_seed_with_other_results_are_two_groups(tmp_path):
     experiments = [experiment(tmp_path, "HEAD", cot="+-"), experiment(tmp_path, "workspace", cot="-+")]
     assert letters(experiments) == {"A": ["HEAD"], "B": ["workspace"]}
-    assert "B  the same params: workspace (seed 0)" in compare(experiments)
+    assert "B  the same params: workspace (seed 0)" in compare(group_to_compare(experiments))
 
 
 def test_the_mean_over_seeds_has_its_interval_and_stays_a_share(tmp_path):
@@ -107,12 +116,11 @@ def test_groups_are_paired_by_seed_and_by_example(tmp_path):
 
 
 def test_two_named_runs_that_differ_in_the_seed_alone_are_tested_against_each_other(tmp_path):
-    text = compare(
-        [
-            experiment(tmp_path, "one", cot="++++++++", seed=0),
-            experiment(tmp_path, "two", cot="--------", seed=1),
-        ]
-    )
+    experiments = [
+        experiment(tmp_path, "one", cot="++++++++", seed=0),
+        experiment(tmp_path, "two", cot="--------", seed=1),
+    ]
+    text = compare(group_to_compare(experiments))
     assert text == (
         "A  the first: one (seed 0)\n"
         "B  the same params: two (seed 1)\n"
@@ -138,7 +146,7 @@ def test_the_changes_of_a_group_are_named(tmp_path):
         experiment(tmp_path, "b", cot="+", latent=latent, model="x"),
         experiment(tmp_path, "c", cot="+", curriculum=fewer),
     ]
-    lines = compare(experiments).splitlines()
+    lines = compare(group_to_compare(experiments)).splitlines()
     assert lines[1] == "B  model=x, latent.uniform_prob=0.1: b (seed 0)"
     assert lines[2].startswith("C  no curriculum.latent_1.parent, no curriculum.latent_1.method, ")
     assert lines[2].endswith(" and 1 more: c (seed 0)")
@@ -157,7 +165,7 @@ def test_an_experiment_whose_stages_failed_is_left_out_of_the_tables(tmp_path):
     (tmp_path / "b" / "params.yaml").write_text(yaml.safe_dump(default_tree(curriculum=CURRICULUM, model="x")))
     failed = read_experiment("b", lambda path: text_or_none(tmp_path / "b" / path))
     assert [row[1] for row in seeds_table(group_experiments([whole, failed])).rows] == ["A", "A"]
-    assert compare([failed]).endswith("\n\n-\n")
+    assert compare(group_to_compare([failed])).endswith("\n\n-\n")
 
 
 def test_entries_of_the_workspace_that_are_not_up_to_date_are_left_out_and_named(tmp_path):
@@ -165,12 +173,34 @@ def test_entries_of_the_workspace_that_are_not_up_to_date_are_left_out_and_named
     marked = read_experiment(
         "workspace", lambda path: text_or_none(tmp_path / "a" / path), marks={"evaluate@cot": "of another run"}
     )
-    text = compare([marked])
+    text = compare(group_to_compare([marked]))
     assert text.splitlines()[:2] == [
         "A  the first: workspace (seed 0)",
         "workspace: left out, because their stages are not up to date: cot",
     ]
     assert [row[0] for row in seeds_table(group_experiments([marked])).rows] == ["latent_1"]
+
+
+def test_the_page_draws_one_line_for_every_run_and_pairs_the_groups(tmp_path):
+    groups = group_experiments(
+        [
+            experiment(tmp_path, "a0", cot="++--", seed=0),
+            experiment(tmp_path, "a1", cot="+++-", seed=1),
+            experiment(tmp_path, "<b>", cot="----", seed=0, model="models/other"),
+        ]
+    )
+    sections = compare_sections(groups)
+    text = render_markdown("t", "", sections)
+    assert [section.title for section in sections] == [
+        *("Experiments", "Accuracy over seeds", "B against A", "Training, to the last latent entry"),
+    ]
+    charts = {chart.title: chart for section in sections for chart in section.charts}
+    assert [line.label for line in charts["Accuracy by entry"].shown] == ["A, seed 0", "A, seed 1", "B, seed 0"]
+    assert [point.y for point in charts["Accuracy by entry"].shown[0].points] == [0.5, 1.0]
+    # Eight updates of cot, then eight of latent_1, counted from the untouched model.
+    assert [point.x for point in charts["Training loss"].shown[2].points] == list(range(1, 17))
+    assert "model=models/other" in text
+    assert "<b>" not in render_html("t", "", sections)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +278,12 @@ def test_experiments_are_read_through_dvc_from_its_cache(run):
     assert lines[:2] == ["A  the first: HEAD (seed 0), s1 (seed 1), s2 (seed 2)", "B  model=x: other (seed 0)"]
     assert "cot       A      0: 1.000  1: 0.750  2: 0.500      3  0.750 [0.000, 1.000]" in lines
     named = run(sys.executable, "-m", "coconut", "compare", "s2", "HEAD")
-    assert named.stdout.splitlines()[-2] == "cot       0.500                    1        +0.500"
+    *_, cot, _, empty, path = named.stdout.splitlines()
+    assert (cot, empty) == ("cot       0.500                    1        +0.500", "")
+    assert path == "outputs/comparison/report.html"
+    page = run("cat", path).stdout
+    assert "2 runs in 2 groups." in page
+    assert '<td class="text">s2</td>' in page
 
 
 @pytest.mark.slow

@@ -92,11 +92,11 @@ def compare(
     """Compare experiments over seeds and examples.
 
     Experiments that differ only in the seed form a group, which gets a mean and an interval; groups are then
-    compared by paired tests.
+    compared by paired tests. A page with their curves over each other is written too, and its path printed last.
     """
-    from coconut.report.compare import run
+    from coconut.report.terminal import run_compare
 
-    _end_with(lambda: run(names or []))
+    _end_with(lambda: run_compare(names or []))
 
 
 @app.command()

@@ -10,13 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from coconut.config.params import parse_params
 from coconut.config.strict import parse_yaml
 from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
-from coconut.report.provenance import judge
 from coconut.report.reading import ReadText
 from coconut.report.results import Result, evaluate_stage, read_results
 from coconut.report.tables import Table, pair_examples, paired_p
@@ -147,7 +145,7 @@ def describe(groups: Sequence[Group]) -> str:
     lines = []
     for group in groups:
         names = ", ".join(f"{one.name} (seed {one.seed})" for one in group.by_seed().values())
-        changes = _describe_changes(groups[0].params, group.params) if group is not groups[0] else "the first"
+        changes = describe_changes(groups[0].params, group.params) if group is not groups[0] else "the first"
         lines.append(visible(f"{group.letter}  {changes}: {names}"))
     lines += [
         f"{one.name}: left out, because their stages are not up to date: {', '.join(one.left_out)}"
@@ -158,12 +156,16 @@ def describe(groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def compare(experiments: Sequence[Experiment]) -> str:
-    """Write the whole text for the terminal."""
+def group_to_compare(experiments: Sequence[Experiment]) -> list[Group]:
+    """Put experiments together by their params; two that differ in the seed alone are compared, not averaged."""
     groups = group_experiments(experiments)
     if len(experiments) == 2 and len(groups) == 1 and len(groups[0].experiments) == 2:
-        # Two named experiments that differ in the seed alone are to be compared, not averaged.
-        groups = [Group(_letter(order), [experiment]) for order, experiment in enumerate(experiments)]
+        return [Group(_letter(order), [experiment]) for order, experiment in enumerate(experiments)]
+    return groups
+
+
+def compare(groups: Sequence[Group]) -> str:
+    """Write the whole text for the terminal."""
     blocks = [describe(groups), _text_or_nothing(seeds_table(groups))]
     for other in groups[1:]:
         title = f"{other.letter} against {groups[0].letter}, paired by seed and by test example"
@@ -205,17 +207,6 @@ def open_revision(name: str) -> ReadText:
     return read_text
 
 
-def run(names: Sequence[str]) -> int:
-    """Print the comparison of the named experiments, or of all of the current commit."""
-    marks = judge(Path()).marks
-    experiments = [
-        read_experiment(name, open_revision(name), marks=marks if name == WORKSPACE else {})
-        for name in names or ["HEAD", *list_experiments(), WORKSPACE]
-    ]
-    sys.stdout.write(compare(experiments))
-    return 0
-
-
 def _same_run(one: Experiment, other: Experiment | None) -> bool:
     """Tell whether two experiments have the same results; times do not count."""
 
@@ -243,7 +234,8 @@ def _pair_experiments(first: Group, other: Group) -> list[tuple[str, Experiment,
     return common
 
 
-def _describe_changes(first: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+def describe_changes(first: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Say in which values some params differ from the first ones."""
     absent = object()
     changed = [key for key in {**first, **params} if first.get(key, absent) != params.get(key, absent)]
     if not changed:

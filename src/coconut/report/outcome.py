@@ -22,7 +22,8 @@ def describe_outcome(results: Sequence[Result]) -> str:
         sentences.append(f"{_against(words, reference)} with its steps in words.")
     if rivals:
         best = max(rivals, key=_accuracy)
-        sentences.append(f"The best of the {len(rivals)} other entries: {_against(best, reference)}.")
+        others = f"The best of the {len(rivals)} other entries" if len(rivals) > 1 else "The other entry"
+        sentences.append(f"{others}: {_against(best, reference)}.")
     conclusion = None if reference.thoughts is None else conclude(reference.thoughts.rows)
     if conclusion is not None:
         sentences.append(f"{conclusion[0].upper()}{conclusion[1:]}.")

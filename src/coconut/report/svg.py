@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 
 from coconut.report.text import format_axis, visible
 
-WIDTH, HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 36
+WIDTH, HEIGHT = 360, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 36
 _BAR_WIDTH = 150
 
 
@@ -67,7 +67,7 @@ class Chart:
         y = Axis.over(self.limits or values, HEIGHT - _BOTTOM, _TOP, is_log=self.is_log)
         parts = [_grid(x, y, self.x_ticks), *(_line(one, x, y) for one in self.shown)]
         parts.append(_text(WIDTH - _RIGHT, HEIGHT - 4, self.x_label, "end"))
-        parts.append(_text(2, _TOP - 2, self.y_label, "start"))
+        parts.append(_text(2, _TOP - 12, self.y_label, "start"))
         return Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"'
             ' tabindex="0" data-x="{} {} {} {}" data-y="{} {} {} {} {}">{}{}</svg>'

@@ -2,17 +2,27 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from coconut.config.params import load_params
 from coconut.files import writing
 from coconut.layout import OUTPUTS_DIR, REPORT_DIR
+from coconut.report.compare import (
+    WORKSPACE,
+    compare,
+    group_to_compare,
+    list_experiments,
+    open_revision,
+    read_experiment,
+)
 from coconut.report.paper import paper_table
 from coconut.report.provenance import judge, with_origin
 from coconut.report.reading import read_folder
 from coconut.report.results import read_results
 from coconut.report.tables import accuracy_table
 
+COMPARISON_DIR = OUTPUTS_DIR / "comparison"
 PARTIAL_REPORT_DIR = OUTPUTS_DIR / "partial-report"
 """Not an output of DVC, which owns `REPORT_DIR` and deletes it when the stage `report` begins."""
 
@@ -26,6 +36,29 @@ def run_table() -> int:
     blocks = [table.to_text() for table in tables if table is not None]
     blocks.append(provenance.explain([result.label for result in results]))
     sys.stdout.write("\n".join(block + "\n" for block in blocks if block))
+    return 0
+
+
+def run_compare(names: Sequence[str]) -> int:
+    """Compare the named experiments, or all of the current commit: print tables, and write a page over all of them."""
+    from coconut.report.overlay import compare_sections
+    from coconut.report.page import PAGE_FILE, write_page
+
+    marks = judge(Path()).marks
+    experiments = [
+        read_experiment(name, open_revision(name), marks=marks if name == WORKSPACE else {})
+        for name in names or ["HEAD", *list_experiments(), WORKSPACE]
+    ]
+    groups = group_to_compare(experiments)
+    shutil.rmtree(COMPARISON_DIR, ignore_errors=True)
+    with writing(COMPARISON_DIR):
+        write_page(
+            "Experiments compared",
+            f"{len(experiments)} runs in {len(groups)} group{'s' if len(groups) > 1 else ''}.",
+            compare_sections(groups),
+            COMPARISON_DIR,
+        )
+    sys.stdout.write(f"{compare(groups)}\n{COMPARISON_DIR / PAGE_FILE}\n")
     return 0
 
 

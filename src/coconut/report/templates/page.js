@@ -26,7 +26,7 @@ for (const chart of charts) {
       if (group.classList.contains("off")) continue;
       const near = points.reduce((best, point) => Math.abs(point[0] - place) < Math.abs(best[0] - place) ? point : best);
       // A line that is not there at this place, as that of an earlier stage, is not named.
-      if (Math.abs(near[0] - place) <= 8) lines.push(`${label}: ${number(toY(near[1]))}`);
+      if (place >= points[0][0] - 8 && place <= points.at(-1)[0] + 8) lines.push(`${label}: ${number(toY(near[1]))}`);
     }
     output.textContent = `at ${number(toX(place))}: ${lines.join(", ") || "nothing"}`;
   };
