@@ -85,8 +85,9 @@ bench: $(STAMP)  ## speed and memory, tables and figures into benchmarks/
 
 # Name by name: `git clean` would also take the raw data and the models, which git ignores.
 clean:  ## remove what the pipeline and the tools made; metrics, .resume, .venv and DVC's cache stay
-	rm -rf data/examples data/encoded outputs/params.checked outputs/report outputs/partial-report outputs/comparison outputs/logs \
-		outputs/overnight outputs/evaluations/*.json outputs/*/checkpoint outputs/*/checkpoint.partial \
-		outputs/*/optimizer.safetensors outputs/*/history.csv outputs/*/updates.csv outputs/*/train.json outputs/*/predictions.jsonl outputs/.*.unfinished \
-		outputs/*/.*.unfinished .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data/examples data/encoded outputs/params.checked outputs/code outputs/report outputs/partial-report \
+		outputs/comparison outputs/logs outputs/overnight outputs/evaluations/*.json outputs/probes/*.json \
+		outputs/*/checkpoint outputs/*/*.partial outputs/*/*.safetensors outputs/*/*.csv outputs/*/*.jsonl \
+		outputs/*/train.json outputs/.*.unfinished outputs/*/.*.unfinished \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -88,7 +88,7 @@ def test_the_report_is_written_whole(outputs_dir):
         ["curves.csv", "report.html", "report.md", *(f"{name}.svg" for name in FIGURES)]
     )
     text = (report_dir / "report.md").read_text(encoding="utf-8")
-    lead = "latent_2 answers 90.0% of 10 test questions right. cot 80.0% (p 1.000) with its steps in words."
+    lead = "latent_2 answers 9 of 10 test questions right. cot 80.0% (p 1.000) with its steps in words."
     assert text.startswith(f"# models/two-layers, seed 0\n\n{lead}")
     assert re.findall(r"\]\(([\w-]+)\.svg\)", text) == FIGURES
     assert "| latent_2 | coconut |            2 | 0.900 [0.596, 0.982] |" in text

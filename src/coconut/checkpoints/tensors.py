@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coconut.config.messages import first_line
 from coconut.data.documents import describe_foreign
+from coconut.files import remove
 
 RESTORE = "`dvc repro` restores the checkpoint"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
@@ -25,9 +26,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         OSError: naming the file.
     """
+    # safetensors writes to a file with a random name first, which a kill leaves behind: here the next call finds it.
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-        path.chmod(0o644)  # safetensors writes 0600.
+        remove(partial)
+        partial.mkdir()
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / path.name)
+        (partial / path.name).chmod(0o644)  # safetensors writes 0600.
+        (partial / path.name).replace(path)
+        partial.rmdir()
     except SafetensorError as error:
         match = _SYSTEM_ERROR.search(str(error))
         number = int(match[1]) if match else errno.EIO

@@ -40,8 +40,9 @@ def _accuracy(result: Result) -> float:
 
 def _share(result: Result) -> str:
     num = result.metric("num_examples")
-    of = f" of {num:,.0f} test questions" if num else " of the test questions"
-    return f"{result.label} answers {_accuracy(result):.1%}{of} right"
+    # A share would round 1,999 of 2,000 to all of them.
+    share = f"{_accuracy(result) * num:,.0f} of {num:,.0f}" if num else f"{_accuracy(result):.1%} of the"
+    return f"{result.label} answers {share} test questions right"
 
 
 def _against(result: Result, reference: Result) -> str:
