@@ -137,6 +137,6 @@ def test_no_artifact_of_a_run_is_pickled(tmp_path: Path) -> None:
     succeed(project, "params", "preprocess", "base", "encode", "train@cot", "evaluate@cot", "train@latent_1", "report")
     files = [path for top in ("data", "outputs", ".resume") for path in (project / top).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
-    assert {".safetensors", ".json", ".arrow", ".jsonl", ".csv", ".png", ".html", ".md", ".log"} <= kinds
+    assert {".safetensors", ".json", ".arrow", ".jsonl", ".csv", ".svg", ".html", ".md", ".log"} <= kinds
     assert any(".resume" in path.parts and path.suffix == ".safetensors" for path in files)
     assert [path for path in files if is_pickled(path)] == []

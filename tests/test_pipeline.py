@@ -47,7 +47,7 @@ def test_one_command_makes_every_output(finished: Path) -> None:
         assert len((folder / "predictions.jsonl").read_text().splitlines()) == 16
         assert (folder / "history.csv").is_file()
     assert (finished / "outputs/report/report.md").is_file()
-    assert len(list((finished / "outputs/report").glob("*.png"))) >= 4
+    assert len(list((finished / "outputs/report").glob("*.svg"))) >= 4
 
 
 def test_every_entry_has_the_same_metrics_in_the_same_order(finished: Path) -> None:

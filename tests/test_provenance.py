@@ -154,10 +154,10 @@ def test_a_partial_page_says_which_stages_are_not_done_and_marks_its_rows(root):
 
 def test_files_of_an_earlier_partial_page_do_not_stay(root):
     (root / "outputs/partial-report").mkdir()
-    (root / "outputs/partial-report/old.png").write_text("")
+    (root / "outputs/partial-report/old.svg").write_text("")
     (root / "train.py").write_text("other\n")
     assert coconut(root, "report").returncode == 0
-    assert not (root / "outputs/partial-report/old.png").exists()
+    assert not (root / "outputs/partial-report/old.svg").exists()
 
 
 def test_the_stage_itself_does_not_count(root, tmp_path):
