@@ -325,7 +325,13 @@ def test_what_plain_dvc_cannot_survive_make_repro_does(done_root, name):
     (done_root / name).write_text('{"write": {')
     assert standin.run(done_root, "dvc", "repro").returncode != 0
     shutil.copy(Path(__file__).parents[1] / "Makefile", done_root)
-    for needed in ("stages/params.py", "stages/digest_code.py", "requirements.lock", "pyproject.toml", ".venv/.installed"):
+    for needed in (
+        "stages/params.py",
+        "stages/digest_code.py",
+        "requirements.lock",
+        "pyproject.toml",
+        ".venv/.installed",
+    ):
         (done_root / needed).parent.mkdir(exist_ok=True)
         (done_root / needed).touch()
     make = subprocess.run(
