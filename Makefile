@@ -35,11 +35,11 @@ $(STAMP): requirements.lock pyproject.toml
 trackers: $(STAMP)  ## add wandb and tensorboard, for `runtime.tracker` and their tests
 	$(PIP) -r requirements-trackers.lock
 
-repro: $(STAMP)  ## repair what a killed dvc left, then dvc repro: everything that is out of date
+repro: $(STAMP)  ## repair what a killed dvc left, then run what is out of date, branches side by side
 	@python stages/digest_code.py  # The next line refuses to run on digests of other code.
 	@python stages/params.py  # Both are stages too, but DVC reports a cycle or a missing parent in fewer words.
 	@python -m coconut repair
-	@dvc repro || { status=$$?; python -m coconut report || true; \
+	@python -m coconut repro || { status=$$?; python -m coconut report || true; \
 		echo "make repro: dvc ended with exit code $$status; \`make status\` shows what runs and what failed" >&2; exit $$status; }
 
 table:  ## print the table of accuracies

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-SUBCOMMANDS = ["status", "overnight", "table", "compare", "report", "solve", "think", "push", "prune", "repair"]
+SUBCOMMANDS = [
+    "status",
+    "repro",
+    "overnight",
+    "table",
+    "compare",
+    "report",
+    "solve",
+    "think",
+    "push",
+    "prune",
+    "repair",
+]
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,7 +48,7 @@ def test_each_subcommand_explains_itself(tmp_path, name):
 
 def test_the_shell_completes_subcommands(tmp_path):
     done = coconut(tmp_path, _COCONUT_COMPLETE="complete_bash", COMP_WORDS="coconut re", COMP_CWORD="1")
-    assert done.stdout.split() == ["report", "repair"]
+    assert done.stdout.split() == ["repro", "report", "repair"]
     assert "--install-completion" in coconut(tmp_path, "--help").stdout
 
 

@@ -50,6 +50,28 @@ def status() -> None:
 
 
 @app.command()
+def repro(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need. Default: all stages.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Stages at once. 0: as many as the machine has room for.")
+    ] = 0,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="Run what does not depend on a failed stage.")
+    ] = False,
+) -> None:
+    """Run `dvc repro`, with branches of the curriculum side by side.
+
+    Stages that do not wait for each other run at once, one on each GPU where there are several. With one job it is
+    `dvc repro` itself.
+    """
+    from coconut.pipeline.repro import run
+
+    _end_with(lambda: run(_ROOT, targets or [], jobs=jobs or None, keeps_going=keep_going))
+
+
+@app.command()
 def overnight(
     targets: Annotated[
         list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need. Default: all stages.")
@@ -58,6 +80,9 @@ def overnight(
     pause_s: Annotated[
         float, typer.Option(min=0, help="Seconds before the second try; doubled while tries bring no progress.")
     ] = 10.0,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Stages at once. 0: as many as the machine has room for.")
+    ] = 1,
 ) -> None:
     """Run `dvc repro -k` unattended, with retries.
 
@@ -68,7 +93,7 @@ def overnight(
     """
     from coconut.pipeline.overnight import run
 
-    _end_with(lambda: run(_ROOT, targets or [], num_tries=tries, pause_s=pause_s))
+    _end_with(lambda: run(_ROOT, targets or [], num_tries=tries, pause_s=pause_s, jobs=jobs or None))
 
 
 @app.command()

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import FrameType
 
 from coconut.files import amount, digest_file, explain
+from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.dvc_lock import describe_holder, repair
 from coconut.pipeline.journal import Journal
 from coconut.pipeline.record import keep_copy
+from coconut.pipeline.repro import visible_gpus
 from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import GRACE_S, die_with_parent
@@ -52,14 +54,16 @@ class Try:
 class Night:
     """Runs `dvc repro -k` until it succeeds, or until there is no sense in trying again."""
 
-    def __init__(self, root: Path, targets: Sequence[str], journal: Journal) -> None:
+    def __init__(self, root: Path, targets: Sequence[str], journal: Journal, num_jobs: int = 1) -> None:
         self.root = root
         self.targets = targets
         self.journal = journal
+        self.num_jobs = num_jobs
         self.num_tries = 0
         self.outcomes = {name: Outcome() for name in read_pipeline(root)}
         self.stopped_by: signal.Signals | None = None
         self._child: subprocess.Popen[str] | None = None
+        self._branches: Branches | None = None
         self._started = time.monotonic()
 
     def run(self, patience: Patience) -> int:
@@ -166,7 +170,25 @@ class Night:
             if log.read(line):
                 self._keep_copy()
 
+        if self.num_jobs > 1:
+            return self._run_branches(log)
         return self._run_child([sys.executable, "-m", "dvc", "repro", "--keep-going", *self.targets], hear)
+
+    def _run_branches(self, log: ReproLog) -> int:
+        self._branches = branches = Branches(
+            self.root,
+            self.num_jobs,
+            self.journal.write,
+            self.targets,
+            keeps_going=True,
+            gpus=visible_gpus(self.root),
+            on_stage=self._keep_copy,
+        )
+        branches.stopped_by = self.stopped_by
+        exit_code = branches.run()
+        log.take_in(branches.log)
+        self._branches = None
+        return exit_code
 
     def _run_child(self, command: list[str], hear: Callable[[str], None], *, outlives_stop: bool = False) -> int:
         """Run a command in a process group of its own, which gets our signals; return its exit code."""
@@ -196,6 +218,8 @@ class Night:
         return child.returncode
 
     def _signal_group(self, number: signal.Signals) -> None:
+        if self._branches is not None:
+            self._branches.send(number, self.stopped_by or number)
         if self._child is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, number)

@@ -24,12 +24,15 @@ from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.journal import Journal, hang_up_with_terminal
 from coconut.pipeline.night import Night, Patience
 from coconut.pipeline.prune import prune
+from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.signals import STOP_SIGNALS, unblock
 
 _JOURNAL_DIR = OUTPUTS_DIR / "overnight"
 
 
-def run(root: Path, targets: Sequence[str] = (), *, num_tries: int = 6, pause_s: float = 10.0) -> int:
+def run(
+    root: Path, targets: Sequence[str] = (), *, num_tries: int = 6, pause_s: float = 10.0, jobs: int | None = 1
+) -> int:
     """Run `dvc repro -k` through the night, and sum up.
 
     Args:
@@ -37,6 +40,7 @@ def run(root: Path, targets: Sequence[str] = (), *, num_tries: int = 6, pause_s:
         targets: pipeline stages to bring up to date, with all they need; all if empty.
         num_tries: tries in a row that may bring no progress.
         pause_s: seconds before the second try, doubled while tries bring no progress.
+        jobs: stages at once; None for as many as the machine has room for.
 
     Returns:
         0 when everything is up to date, 1 when something failed, 128 + the signal that ended it.
@@ -47,7 +51,8 @@ def run(root: Path, targets: Sequence[str] = (), *, num_tries: int = 6, pause_s:
     """
     read_pipeline(root)
     with _owned(root):
-        night = Night(root, targets, Journal(root / _JOURNAL_DIR / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log"))
+        journal = Journal(root / _JOURNAL_DIR / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log")
+        night = Night(root, targets, journal, jobs or fitting_jobs(root))
         for number in (*STOP_SIGNALS, signal.SIGALRM):
             # What was ignored (`nohup`) stays ignored.
             if signal.getsignal(number) != signal.SIG_IGN:

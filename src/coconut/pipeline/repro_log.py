@@ -109,6 +109,12 @@ class ReproLog:
             if stopped_by and outcome.result == "failed" and not outcome.is_own_error:
                 outcome.result, outcome.reason = "stopped", f"by {stopped_by.name}"
 
+    def take_in(self, later: "ReproLog") -> None:
+        """Add what another `dvc` did with some of the stages."""
+        for name, outcome in later.outcomes.items():
+            self.outcomes[name] = self.outcomes[name].then(outcome)
+        self.dvc_error = later.dvc_error or self.dvc_error
+
     def failures(self) -> dict[str, Outcome]:
         """The stages that failed."""
         return {name: outcome for name, outcome in self.outcomes.items() if outcome.result == "failed"}

@@ -50,7 +50,7 @@ def stage_rows(root: Path) -> list[Row]:
         if {(root / out).resolve() for out in stage.outs} & written.keys():
             rows[stage.name] = _judge_running(stage.name, in_use.pop(stage.name, None), root)
         else:
-            missing = [name for name in sorted(_parents(stage, stages)) if rows[name].state != "done"]
+            missing = [name for name in sorted(parents_of(stage, stages)) if rows[name].state != "done"]
             rows[stage.name] = _judge(stage.name, missing, _changes(stage, records, stages, root), root)
     # `dvc exp run --temp` and the queue work elsewhere, but keep their states here.
     elsewhere = [Row(name, "running", f"experiment: {_describe_trainer(folder)}") for name, folder in in_use.items()]
@@ -84,7 +84,8 @@ def _was_killed(run: Run | None) -> bool:
     return run is not None and not run.end and not is_alive(run.pid, wrote_at=run.begun_at)
 
 
-def _parents(stage: Stage, stages: Mapping[str, Stage]) -> set[str]:
+def parents_of(stage: Stage, stages: Mapping[str, Stage]) -> set[str]:
+    """Name the stages whose outputs a stage reads."""
     return {
         other.name for other in stages.values() for out in other.outs for dep in stage.deps if _overlap(out, dep)
     } - {stage.name}
@@ -97,7 +98,7 @@ def _overlap(out: str, dep: str) -> bool:
 def _parents_first(stages: Mapping[str, Stage]) -> Iterable[Stage]:
     left = dict(stages)
     while left:
-        ready = [name for name in left if not _parents(left[name], left)]
+        ready = [name for name in left if not parents_of(left[name], left)]
         if not ready:
             raise ValueError(f"dvc.yaml: a cycle among {', '.join(left)}; one must depend on none of the others")
         for name in ready:

@@ -1,0 +1,103 @@
+"""`coconut repro`: `dvc repro`, with the branches of the pipeline side by side where the machine has room for it."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped]
+
+from coconut.layout import OUTPUTS_DIR
+from coconut.pipeline.branches import Branches
+from coconut.pipeline.dvc_file import read_mapping
+from coconut.pipeline.signals import GRACE_S, STOP_SIGNALS, unblock
+
+_STAGE_BYTES = 1_200_000_000
+"""What a stage with a small model takes, torch included; more where an earlier run took more."""
+_SLACK = 1.3
+
+
+def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, keeps_going: bool = False) -> int:
+    """Bring the pipeline up to date.
+
+    Args:
+        root: the repository's top folder.
+        targets: pipeline stages, with all they need; all if empty.
+        jobs: stages at once; None for as many as the machine has room for. One is the plain `dvc repro`.
+        keeps_going: whether stages that do not depend on a failed one still run.
+
+    Returns:
+        The exit code of `dvc`, or 128 + the signal that ended it.
+
+    Raises:
+        ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a target is no stage.
+    """
+    jobs = jobs or fitting_jobs(root)
+    if jobs == 1:
+        options = ["--keep-going"] if keeps_going else []
+        os.execv(sys.executable, [sys.executable, "-m", "dvc", "repro", *options, *targets])
+    branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=visible_gpus(root))
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        is_urgent = number == signal.SIGALRM or (branches.stopped_by is not None and number == signal.SIGINT)
+        signal.alarm(GRACE_S + 2)  # The stages' own alarm comes first.
+        branches.send(signal.SIGKILL if is_urgent else signal.SIGTERM, signal.Signals(number))
+
+    for number in (*STOP_SIGNALS, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    unblock()
+    exit_code = branches.run()
+    for name, outcome in branches.log.outcomes.items():
+        if outcome.result in ("failed", "stopped"):
+            _print(f"{name}: {outcome.result}: {outcome.reason}")
+    return 128 + branches.stopped_by if branches.stopped_by else exit_code
+
+
+def fitting_jobs(root: Path) -> int:
+    """Return how many stages the machine has room for at once, by its GPUs, cores and free memory."""
+    gpus = visible_gpus(root)
+    if gpus:
+        return len(gpus)
+    threads = _runtime(root).get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        return 1  # One stage takes all cores.
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = int(psutil.virtual_memory().available / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
+    return max(1, min(num_cores // threads, room))
+
+
+def visible_gpus(root: Path) -> list[str]:
+    """Name the GPUs that stages may use: those that the environment names, or those that the driver lists."""
+    if _runtime(root).get("device") == "cpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
+    listed = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number, _ in enumerate(listed.iterdir())] if listed.is_dir() else []
+
+
+def _runtime(root: Path) -> dict[str, object]:
+    runtime = read_mapping(root / "params.yaml").get("runtime")
+    return runtime if isinstance(runtime, dict) else {}
+
+
+def _largest_peak(root: Path) -> float:
+    """Return the most memory that a stage of an earlier run took, in bytes."""
+    peaks = [0.0]
+    for path in (root / OUTPUTS_DIR).glob("*/metrics.json"):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            peaks.append(1e6 * float(json.loads(path.read_bytes()).get("peak_memory_mb") or 0))
+    return max(peaks)
+
+
+def _print(line: str) -> None:
+    # The terminal was closed: the training is worth more than its report.
+    with suppress(OSError):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()

@@ -1,0 +1,217 @@
+"""Branches side by side: every stage once and after its parents, the same files as in a row, kills, failures."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import standin
+from coconut.pipeline.branches import Plan
+from coconut.pipeline.dvc_file import Stage, read_pipeline
+from coconut.pipeline.events import events_path, last_run
+from coconut.pipeline.repro import fitting_jobs, visible_gpus
+from coconut.pipeline.status import parents_of, stage_rows
+
+NAMES = ["base", "train@cot", "train@latent_1", "train@no_cot"]
+
+
+def random_stages(draw: random.Random) -> dict[str, Stage]:
+    stages = {}
+    for number in range(draw.randint(1, 14)):
+        parents = draw.sample(range(number), min(number, draw.choice([0, 1, 1, 1, 2, 5])))
+        deps = tuple(f"out{parent}" for parent in parents)
+        stages[f"s{number}"] = Stage(f"s{number}", "true", deps, (), (f"out{number}",))
+    return stages
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_every_stage_is_given_out_once_and_after_all_that_it_needs(seed):
+    draw = random.Random(seed)
+    stages = random_stages(draw)
+    left = {name for name in stages if draw.random() < 0.8}
+    # What is left pulls in what depends on it, as a changed stage does.
+    while more := {name for name in stages if parents_of(stages[name], stages) & left} - left:
+        left |= more
+    plan, num_places = Plan(stages, left), draw.randint(1, 4)
+    running, done, failed, order = [], set(stages) - left, set(), []
+    while True:
+        while len(running) < num_places and (bundle := plan.next_bundle(num_places)):
+            before = set(done)
+            for name in bundle:
+                assert parents_of(stages[name], stages) <= before, "in a bundle every stage comes after its parents"
+                before.add(name)
+            running.append(bundle)
+        if not running:
+            break
+        bundle = running.pop(draw.randrange(len(running)))
+        num_done = draw.choice([len(bundle), len(bundle), draw.randint(0, len(bundle))])
+        plan.finish(bundle[:num_done])
+        done |= set(bundle[:num_done])
+        order += bundle[:num_done]
+        if num_done < len(bundle):
+            if draw.random() < 0.5:
+                plan.take_back(bundle[num_done:])
+                continue
+            failed.add(bundle[num_done])
+            plan.fail(bundle[num_done])
+            plan.take_back(set(bundle[num_done:]) - plan.blocked)
+    assert sorted(order) == sorted(set(order))
+    hit = set(failed)
+    while more := {name for name in stages if parents_of(stages[name], stages) & hit} - hit:
+        hit |= more
+    assert set(order) | hit >= left
+    assert not set(order) & hit
+    assert not plan.left
+    assert plan.blocked == hit
+
+
+def test_two_chains_run_on_two_places_and_the_longer_one_starts_first():
+    stages = read_pipeline(Path(__file__).parents[1])
+    left = [name for name in stages if name.partition("@")[0] in ("train", "evaluate", "probe", "report")]
+    plan = Plan(stages, left)
+    assert plan.next_bundle(2)[0] == "train@cot"
+    assert plan.next_bundle(2) == [], "all else waits for it"
+    plan.finish(["train@cot"])
+    first, second = plan.next_bundle(2), plan.next_bundle(2)
+    assert first[0].startswith("train@")
+    assert second[0].startswith("train@")
+    assert first[0] != second[0]
+    assert "train@no_cot" not in (first[0], second[0]), "the shortest chain waits"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return standin.make_repository(tmp_path_factory.mktemp("branches") / "repository")
+
+
+@pytest.fixture
+def root(repository, tmp_path):
+    return Path(shutil.copytree(repository, tmp_path / "repository"))
+
+
+def outputs(root: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((root / "outputs").iterdir()) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def straight(repository, tmp_path_factory):
+    """What one stage after the other makes."""
+    root = Path(shutil.copytree(repository, tmp_path_factory.mktemp("straight") / "repository"))
+    done = standin.run(root, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    return outputs(root)
+
+
+def times(root: Path, name: str) -> tuple[float, float]:
+    """Begin and end of a stage's only run."""
+    found = [json.loads(line) for line in events_path(name, root).read_text().splitlines() if line]
+    return found[0]["time"], found[-1]["time"]
+
+
+@pytest.mark.slow
+def test_branches_overlap_in_time_and_leave_the_same_files(root, straight):
+    standin.behave(root, {name: [{"nap": 0.1}] for name in NAMES[1:]})
+    done = standin.run(root, "coconut", "repro", "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outputs(root) == straight
+    (cot, cot_end), (other, other_end) = times(root, "train@cot"), times(root, "train@no_cot")
+    assert max(cot, other) < min(cot_end, other_end)
+    assert times(root, "train@latent_1")[0] > cot_end
+    assert {row.state for row in stage_rows(root)} == {"done"}
+    again = standin.run(root, "coconut", "repro", "--jobs", "2")
+    assert again.stdout.splitlines()[-1] == "Data and pipelines are up to date."
+    assert "Running stage" not in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_a_failed_branch_is_named_and_the_other_one_is_kept(root, straight, keep_going):
+    standin.behave(root, {"train@cot": [{"fail_at": 3}], "train@no_cot": [{"nap": 0.1}]})
+    done = standin.run(root, "coconut", "repro", "--jobs", "2", *(["--keep-going"] if keep_going else []))
+    assert done.returncode not in (0, 1)
+    assert "train@cot: failed: " in done.stdout
+    assert "a loss that is not finite at update 3" in done.stdout
+    states = {row.stage: row.state for row in stage_rows(root)}
+    assert states["train@no_cot"] == "done"
+    assert states["train@cot"] == "failed"
+    assert last_run("train@latent_1", root) is None
+    assert outputs(root)["no_cot"] == straight["no_cot"]
+    after = standin.run(root, "coconut", "repro", "--jobs", "2")
+    assert after.returncode == 0, after.stdout + after.stderr
+    assert outputs(root) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_all_branches_and_both_go_on_from_where_they_were(root, straight, number):
+    standin.behave(root, {"train@cot": [{"nap": 0.3}], "train@no_cot": [{"nap": 0.3}]})
+    process = standin.start(root, "coconut", "repro", "--jobs", "2")
+    deadline = time.monotonic() + 60
+    while any((run := last_run(name, root)) is None or run.end for name in ("train@cot", "train@no_cot")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), printed
+    pids = {last_run(name, root).pid for name in ("train@cot", "train@no_cot")}
+    deadline = time.monotonic() + 30
+    while any(
+        Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids
+    ):
+        assert time.monotonic() < deadline, "nobody may be left behind"
+        time.sleep(0.05)
+    standin.behave(root, {})
+    assert standin.run(root, "coconut", "repair").returncode == 0
+    again = standin.run(root, "coconut", "repro", "--jobs", "2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert all(last_run(name, root).resumed_at for name in ("train@cot", "train@no_cot"))
+    assert outputs(root) == straight
+
+
+@pytest.mark.slow
+def test_a_night_of_two_jobs_retries_and_sums_up_in_the_order_of_the_tree(root, straight):
+    standin.behave(root, {"train@cot": [{"die_at": 5}], "train@no_cot": [{"nap": 0.1}]})
+    done = standin.run(root, "coconut", "overnight", "--jobs", "2", "--pause-s", "0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = done.stdout.partition("Summary: ")[2].splitlines()[2:]
+    assert [line.split()[:2] for line in summary[:4]] == [
+        ["base", "ran"],
+        ["train@cot", "resumed"],
+        ["train@latent_1", "ran"],
+        ["train@no_cot", "ran"],
+    ]
+    assert outputs(root) == straight
+
+
+@pytest.mark.parametrize(
+    ("runtime", "variables", "gpus"),
+    [
+        ({"device": "auto"}, {"CUDA_VISIBLE_DEVICES": "0,2"}, ["0", "2"]),
+        ({"device": "cpu"}, {"CUDA_VISIBLE_DEVICES": "0,2"}, []),
+        ({"device": "auto"}, {"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"device": "auto"}, {"CUDA_VISIBLE_DEVICES": "-1"}, []),
+    ],
+)
+def test_one_job_for_every_gpu_that_may_be_used(tmp_path, monkeypatch, runtime, variables, gpus):
+    (tmp_path / "params.yaml").write_text(json.dumps({"runtime": runtime}))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert visible_gpus(tmp_path) == gpus
+    if gpus:
+        assert fitting_jobs(tmp_path) == len(gpus)
+
+
+def test_without_a_number_of_threads_one_stage_takes_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for threads in ("auto", None, 10_000):
+        (tmp_path / "params.yaml").write_text(json.dumps({"runtime": {"threads": threads}}))
+        assert fitting_jobs(tmp_path) == 1
+    (tmp_path / "outputs/a").mkdir(parents=True)
+    (tmp_path / "outputs/a/metrics.json").write_text('{"peak_memory_mb": 1e9}')
+    (tmp_path / "params.yaml").write_text(json.dumps({"runtime": {"threads": 1}}))
+    assert fitting_jobs(tmp_path) == 1, "an earlier stage took all the memory that there is"
