@@ -88,6 +88,6 @@ clean:  ## remove what the pipeline and the tools made; metrics, .resume, .venv 
 	rm -rf data/examples data/encoded outputs/params.checked outputs/code outputs/report outputs/partial-report \
 		outputs/comparison outputs/logs outputs/overnight outputs/evaluations/*.json outputs/probes/*.json \
 		outputs/*/checkpoint outputs/*/*.partial outputs/*/*.safetensors outputs/*/*.csv outputs/*/*.jsonl \
-		outputs/*/train.json outputs/.*.unfinished outputs/*/.*.unfinished \
+		outputs/*/train.json outputs/*/predictions outputs/.*.unfinished outputs/*/.*.unfinished \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 from loguru import logger
 
-from coconut.config.params import load_params
+from coconut.config.params import find_former, load_params
 from coconut.files import replace_file
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.machine import check_machine
@@ -24,7 +24,7 @@ from coconut.pipeline.stage import run_stage
 def main() -> None:
     """Write `outputs/params.checked`, always the same bytes, so that nothing runs again because of them."""
     params = load_params()
-    for warning in check_machine(params) + find_doubts(params, most_rows(params.data)):
+    for warning in [*find_former(), *check_machine(params), *find_doubts(params, most_rows(params.data))]:
         logger.warning("{}", warning)
     OUTPUTS_DIR.mkdir(parents=True, exist_ok=True)
     replace_file(OUTPUTS_DIR / "params.checked", "params.yaml holds no mistake\n")

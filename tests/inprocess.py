@@ -94,5 +94,5 @@ def canonical_splits(*, train: int = 64, held_out: int = 8) -> dict[str, Any]:
     return {
         "data.train": source | {"rows": train},
         "data.valid": source | {"start": train, "rows": held_out},
-        "data.test": source | {"start": train + held_out, "rows": held_out},
+        "data.tests.test": source | {"start": train + held_out, "rows": held_out},
     }

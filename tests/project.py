@@ -16,7 +16,7 @@ TINY: dict[str, Any] = {
     "model": "models/tiny",
     "data.train.rows": 96,
     "data.valid.rows": 16,
-    "data.test.rows": 16,
+    "data.tests.test.rows": 16,
     "data.generator": {"task": "chained_arithmetic", "num_operations": 2, "modulus": 11},
     "latent.max_latent_stage": 2,
     "latent.thought": "hidden[-1]",

@@ -252,7 +252,7 @@ def test_every_gold_answer_of_the_real_files_is_accepted(gold_answers, file):
 )
 def test_every_answer_that_our_readers_make_of_the_real_files_is_accepted(gold_answers, form, file):
     source = Source(form, file=file)
-    data = DataConfig(0, str(RAW_DIR), source, source, source, None, skip_bad_rows=False, max_train=None)
+    data = DataConfig(0, str(RAW_DIR), source, source, {"test": source}, None, skip_bad_rows=False, max_train=None)
     examples = read_split(data, "test").examples
     assert len(examples) == len(gold_answers[file])
     assert all(

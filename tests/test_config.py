@@ -71,18 +71,26 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("data.train.format", "gsm8k", "data.train: wanted exactly one of file"),
         ("data.train.file", "a.txt", "data.train: found a file or hub beside format 'generated'"),
         (
-            "data.test",
+            "data.tests.test",
             {"format": "gsm8k", "file": "../a"},
-            "data.test.file: found '../a', wanted a path below data.raw",
+            "data.tests.test.file: found '../a', wanted a path below data.raw",
         ),
-        ("data.test", {"format": "gsm8k", "file": "/a"}, "data.test.file: found '/a', wanted a path below data.raw"),
+        (
+            "data.tests.test",
+            {"format": "gsm8k", "file": "/a"},
+            "data.tests.test.file: found '/a', wanted a path below data.raw",
+        ),
         ("data.generator.task", ["chess"], "data.generator.task: found \\['chess'\\], wanted one of"),
         ("train.beta2", 1, "train.beta2: found 1.0, wanted between 0 and 0.999999"),
         ("train.lr_is", 1, "train.lr_is: unknown key"),
         ("train.validate_examples", 0, "train.validate_examples: found 0, wanted at least 1"),
         ("seed", 10**30, "seed: found 1000000000000000000000000000000, wanted between 0 and"),
         ("seed", -1, "seed: found -1, wanted between 0 and"),
-        ("data.test", {"format": "gsm8k", "hub": "openai/gsm8k"}, "data.test.hub_split: missing; name the split"),
+        (
+            "data.tests.test",
+            {"format": "gsm8k", "hub": "openai/gsm8k"},
+            "data.tests.test.hub_split: missing; name the split",
+        ),
         ("data.train.rows", None, "data.train.rows: found all, wanted the number of examples"),
         ("data.raw_dir", 5, "data.raw_dir: found 5 \\(a number\\), wanted text"),
         ("data.raw_dir", " ", "data.raw_dir: found an empty text, wanted a folder, such as data/raw"),
@@ -209,8 +217,8 @@ def test_data_that_dvc_would_not_watch_is_refused(
     (tmp_path / "sets/gsm8k").mkdir(parents=True)
     (tmp_path / "script.py").touch()
     source = {key: value.replace("{here}", str(tmp_path)) for key, value in source.items()}
-    tree["data"]["test"] = source | ({"format": "canonical"} if "file" in source else HUB)
-    with pytest.raises(ValueError, match=f"^data.test.{message}"):
+    tree["data"]["tests"]["test"] = source | ({"format": "canonical"} if "file" in source else HUB)
+    with pytest.raises(ValueError, match=f"^data.tests.test.{message}"):
         parse_params(tree)
 
 
@@ -220,20 +228,20 @@ def test_a_folder_below_raw_dir_may_have_its_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/raw/data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/data/raw/x.jsonl").touch()
-    tree["data"]["test"] = {"format": "canonical", "file": "data/raw/x.jsonl"}
-    assert parse_params(tree).data.test.file == "data/raw/x.jsonl"
+    tree["data"]["tests"]["test"] = {"format": "canonical", "file": "data/raw/x.jsonl"}
+    assert parse_params(tree).data.tests["test"].file == "data/raw/x.jsonl"
 
 
 @pytest.mark.parametrize("hub", ["gsm8k", "openai/gsm8k", "whynlp/gsm8k-aug", "a.b/c_d-1"])
 def test_an_id_of_the_hub_is_taken(tree: dict[str, Any], hub: str) -> None:
-    tree["data"]["test"] = HUB | {"hub": hub}
-    assert parse_params(tree).data.test.hub == hub
+    tree["data"]["tests"]["test"] = HUB | {"hub": hub}
+    assert parse_params(tree).data.tests["test"].hub == hub
 
 
 def test_any_file_is_below_the_repositorys_own_folder(tree: dict[str, Any]) -> None:
     tree["data"]["raw_dir"] = "."
-    tree["data"]["test"] = FILE
-    assert parse_params(tree).data.test.file == "x.jsonl"
+    tree["data"]["tests"]["test"] = FILE
+    assert parse_params(tree).data.tests["test"].file == "x.jsonl"
 
 
 @pytest.mark.parametrize("key", ["model", "seed", "train", "latent", "curriculum", "train.beta1", "curriculum.cot.lr"])

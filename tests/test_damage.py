@@ -119,8 +119,8 @@ def read_raw(folder: Path, name: str) -> None:
     other = Source("canonical", file="held_out", rows=1)
     train = Source(Path(name).name, file=Path(name).name)  # type: ignore[arg-type]
     for skip in (False, True):
-        data = DataConfig(0, str(folder / "raw"), train, other, Source("canonical", file="held_out", start=1), None,
-                          skip, None)  # fmt: skip
+        tests = {"test": Source("canonical", file="held_out", start=1)}
+        data = DataConfig(0, str(folder / "raw"), train, other, tests, None, skip, None)
         preprocess(data, folder / "out", folder / "out.json")
 
 

@@ -328,7 +328,10 @@ def test_a_row_that_cannot_be_read_is_named_or_dropped_and_counted(tmp_path, row
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (Fields(question="{body} {q}", answer="a"), "data.test.fields.question: no row has the field 'body': no body"),
+        (
+            Fields(question="{body} {q}", answer="a"),
+            "data.tests.test.fields.question: no row has the field 'body': no body",
+        ),
         (Fields(question="q", answer="Ans"), "fields.answer: no row has the field 'Ans': no Ans among q, a, Answer"),
         (Fields(question="q", answer="answer"), "did you mean Answer?"),
         (Fields(question="q", answer="a", steps="cot"), "fields.steps: no row has the field 'cot'"),
@@ -338,7 +341,7 @@ def test_a_row_that_cannot_be_read_is_named_or_dropped_and_counted(tmp_path, row
     ],
 )
 def test_a_field_that_no_row_has_is_an_error_before_any_row_is_dropped(tmp_path, fields, message, skip):
-    with pytest.raises(ValueError, match=r"data\.json: data\.test\.fields") as caught:
+    with pytest.raises(ValueError, match=r"data\.json: data\.tests\.test\.fields") as caught:
         read_rows(tmp_path, [{"q": "x", "a": 1, "Answer": 2}] * 3, fields=fields, skip=skip)
     assert message in str(caught.value)
 
@@ -399,7 +402,7 @@ def test_any_row_is_an_example_or_a_row_error(row, keys):
 
 def test_a_filter_is_a_value_a_list_or_what_it_is_not():
     where = {"a": 1, "b": ["x", True], "c": {"is_not": "y"}, "d": {"is_not": [1.5]}}
-    source = parse({"format": "fields", "fields": {"where": where}}, Source, "data.test")
+    source = parse({"format": "fields", "fields": {"where": where}}, Source, "data.tests.test")
     assert source.fields.where == {"a": 1, "b": ("x", True), "c": IsNot("y"), "d": IsNot((1.5,))}
 
 
@@ -415,5 +418,5 @@ def test_a_filter_is_a_value_a_list_or_what_it_is_not():
 )
 def test_a_filter_of_another_form_is_refused(where, message):
     with pytest.raises(ValueError, match="where") as caught:
-        parse({"format": "fields", "fields": {"where": where}}, Source, "data.test")
+        parse({"format": "fields", "fields": {"where": where}}, Source, "data.tests.test")
     assert message in str(caught.value)

@@ -31,7 +31,7 @@ def params(changes: dict[str, Any] | None = None) -> Params:
     return parse_params(tree)
 
 
-CUT_DOWN = {"gsm8k-smollm2": ["data.test"], "prosqa-small": ["data.test"]}
+CUT_DOWN = {"gsm8k-smollm2": ["data.tests.test"], "prosqa-small": ["data.tests.test"]}
 """Recipes that say themselves that they are too small for a result."""
 
 
@@ -51,7 +51,10 @@ def test_what_we_ship_is_plausible(path: Path) -> None:
         ({"data.max_train": 300}, {"train": 300, "valid": 1_000, "test": 1_000}),
         ({"data.max_train": 30_000}, {"train": 20_000, "valid": 1_000, "test": 1_000}),
         (
-            {"data.train": {"format": "canonical", "file": "a"}, "data.test": {"format": "canonical", "file": "b"}},
+            {
+                "data.train": {"format": "canonical", "file": "a"},
+                "data.tests.test": {"format": "canonical", "file": "b"},
+            },
             {"train": None, "valid": 1_000, "test": None},
         ),
     ],
@@ -65,9 +68,9 @@ def test_rows_are_known_as_far_as_the_parameters_say(changes: dict[str, Any], ro
     [
         (100, {}, []),
         (None, {}, []),
-        (99, {}, ["data.test: accuracies will be of 99 examples at most, and uncertain by 10 points either way"]),
-        (25, {}, ["data.test: accuracies will be of 25 examples at most, and uncertain by 20 points either way"]),
-        (1_000, {"evaluate.max_examples": 50}, ["data.test: accuracies will be of 50 examples at most"]),
+        (99, {}, ["data.tests.test: accuracies will be of 99 examples at most, and uncertain by 10 points either way"]),
+        (25, {}, ["data.tests.test: accuracies will be of 25 examples at most, and uncertain by 20 points either way"]),
+        (1_000, {"evaluate.max_examples": 50}, ["data.tests.test: accuracies will be of 50 examples at most"]),
     ],
 )
 def test_a_small_test_set_is_doubted(num_test: int | None, changes: dict[str, Any], doubts: list[str]) -> None:
@@ -163,6 +166,6 @@ def test_the_stage_params_says_what_is_doubted_and_goes_on(tmp_path: Path) -> No
     project = make_folder(tmp_path / "project", {"train.warmup_updates": 500})
     ended = stage(project, "params")
     assert ended.exit_code == 0
-    assert "WARNING | data.test: accuracies will be of 16 examples at most" in ended.terminal
+    assert "WARNING | data.tests.test: accuracies will be of 16 examples at most" in ended.terminal
     assert "WARNING | curriculum.cot: ends within the warm-up" in ended.terminal
     assert (project / "outputs/params.checked").read_text() == "params.yaml holds no mistake\n"

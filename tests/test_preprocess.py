@@ -46,7 +46,7 @@ def data(tmp_path):
         raw_dir=str(tmp_path),
         train=file("train.json"),
         valid=file("valid.json"),
-        test=file("test.json"),
+        tests={"test": file("test.json")},
         generator=ChainedArithmetic("chained_arithmetic", num_operations=2, modulus=11),
         skip_bad_rows=False,
         max_train=None,
@@ -139,12 +139,12 @@ def test_an_error_leaves_the_outputs_of_the_last_run_as_they_were(data, out, tmp
 
 def test_one_file_for_valid_and_test_is_refused_with_the_cure(data, out):
     with pytest.raises(ValueError, match=r"data\.valid: no example left of 4 rows .*4 in_test.* use start and rows"):
-        run(replace(data, valid=data.test), out)
+        run(replace(data, valid=data.tests["test"]), out)
     assert not out.exists()
 
 
 def test_generated_splits_share_no_question_and_test_does_not_change_with_train(data, out):
-    splits = {"valid": generated(300), "test": generated(200)}
+    splits = {"valid": generated(300), "tests": {"test": generated(200)}}
     metrics, few = run(replace(data, train=generated(1000), **splits), out)
     assert metrics["overlap"] == {"train_valid": 0, "train_test": 0, "valid_test": 0}
     assert sum(metrics[split]["kept"] for split in SPLITS) == 1500
@@ -157,7 +157,7 @@ def test_generated_splits_share_no_question_and_test_does_not_change_with_train(
 def large(data):
     """A task in which questions of two streams hardly ever meet."""
     task = ChainedArithmetic("chained_arithmetic", num_operations=6, modulus=11)
-    return replace(data, generator=task, train=generated(400), valid=generated(50), test=generated(50))
+    return replace(data, generator=task, train=generated(400), valid=generated(50), tests={"test": generated(50)})
 
 
 def written(folder):
@@ -166,7 +166,12 @@ def written(folder):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"test": generated(10)}, {"test": generated(90)}, {"test": generated(40, start=30)}, {"test": file("test.json")}],
+    [
+        {"tests": {"test": generated(10)}},
+        {"tests": {"test": generated(90)}},
+        {"tests": {"test": generated(40, start=30)}},
+        {"tests": {"test": file("test.json")}},
+    ],
     ids=["fewer rows", "more rows", "other rows", "a file"],
 )
 def test_another_test_split_changes_no_byte_of_train_and_valid(large, out, changes):
@@ -191,8 +196,9 @@ def test_a_train_question_that_is_in_a_new_test_set_is_replaced_by_the_next_of_t
     _, before = run(large, out)
     rows = [{"question": f" {e.question} ", "steps": [], "answer": "1"} for e in before["train"][:300:100]]
     (tmp_path / "held_out.json").write_text(json.dumps(rows))
-    for split in ("test", "valid"):
-        metrics, after = run(replace(large, **{split: file("held_out.json")}), out)
+    held_out = file("held_out.json")
+    for sources in ({"tests": {"test": held_out}}, {"valid": held_out}):
+        metrics, after = run(replace(large, **sources), out)
         assert (metrics["train"]["kept"], metrics["train"]["dropped"]) == (400, {"in_test": 0, "in_valid": 0})
         assert after["train"][:397] == [e for i, e in enumerate(before["train"]) if i not in (0, 100, 200)]
 
@@ -206,7 +212,9 @@ def test_a_small_task_is_used_to_its_last_question_also_beside_a_file(data, out,
     task = ChainedArithmetic("chained_arithmetic", num_operations=1, modulus=5)
     rows = [{"question": e.question, "steps": [], "answer": "1"} for e in generate(task, 12, seed=9)]
     (tmp_path / "held_out.json").write_text(json.dumps(rows))
-    small = replace(data, generator=task, test=file("held_out.json"), valid=generated(8), train=generated(num_train))
+    small = replace(
+        data, generator=task, tests={"test": file("held_out.json")}, valid=generated(8), train=generated(num_train)
+    )
     if num_train == 35:
         _, examples = run(small, out)
         assert len({e.question for split in SPLITS for e in examples[split]}) == 55
@@ -218,15 +226,15 @@ def test_a_small_task_is_used_to_its_last_question_also_beside_a_file(data, out,
 
 def test_splits_together_may_not_ask_for_more_questions_than_exist(data, out):
     splits = {"train": generated(9000), "valid": generated(200)}
-    assert run(replace(data, test=generated(51), **splits), out)[0]["train"]["kept"] == 9000
+    assert run(replace(data, tests={"test": generated(51)}, **splits), out)[0]["train"]["kept"] == 9000
     with pytest.raises(ValueError, match=r"9252 distinct questions asked for all splits together.* has only 9251"):
-        run(replace(data, test=generated(52), **splits), out)
+        run(replace(data, tests={"test": generated(52)}, **splits), out)
 
 
 def test_start_of_a_generated_split_skips_questions_of_the_stream(data, out):
     base = replace(data, valid=generated(10), train=generated(10))
-    _, whole = run(replace(base, test=generated(9)), out)
-    _, rest = run(replace(base, test=generated(5, start=4)), out)
+    _, whole = run(replace(base, tests={"test": generated(9)}), out)
+    _, rest = run(replace(base, tests={"test": generated(5, start=4)}), out)
     assert rest == whole | {"test": whole["test"][4:]}
 
 
@@ -240,7 +248,7 @@ def test_generated_and_read_splits_may_be_mixed(data, out):
 def test_equal_parameters_and_files_give_equal_bytes_in_another_process(data, tmp_path, task):
     if task != "files":
         task_config = Graph(task, 23, 36, 3, 6) if task.startswith("graph") else data.generator
-        sources = {"train": generated(60), "valid": generated(20), "test": generated(20)}
+        sources = {"train": generated(60), "valid": generated(20), "tests": {"test": generated(20)}}
         data = replace(data, generator=task_config, **sources)
     code = (
         "import sys; from pathlib import Path; from coconut.config.schema import *;"
@@ -258,7 +266,7 @@ def test_equal_parameters_and_files_give_equal_bytes_in_another_process(data, tm
 
 
 def test_graph_statistics_stand_beside_the_papers(data, out):
-    sources = {"train": generated(200), "valid": generated(20), "test": generated(20)}
+    sources = {"train": generated(200), "valid": generated(20), "tests": {"test": generated(20)}}
     metrics, _ = run(replace(data, generator=Graph("graph_sentences", 23, 36, 3, 6), **sources), out)
     assert metrics["graphs_in_paper"] == {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}
     assert metrics["train"]["graphs"].keys() == metrics["graphs_in_paper"].keys()
@@ -279,7 +287,7 @@ def test_the_real_sets_of_the_issue_give_train_without_the_aug_questions(data, o
     sources = {
         "train": file("gsm8k_train.jsonl", "gsm8k"),
         "valid": file(aug, "gsm8k_aug", rows=200),
-        "test": file(aug, "gsm8k_aug", start=200),
+        "tests": {"test": file(aug, "gsm8k_aug", start=200)},
     }
     metrics, examples = run(replace(data, raw_dir=str(shared(aug).parent), **sources), out)
     # GSM8K-Aug's validation questions were cut from GSM8K's training set: all 500 of them are in it.
@@ -341,7 +349,7 @@ def test_the_shipped_default_is_preprocessed_with_one_line_per_split(tmp_path):
     assert result.returncode == 0, result.stderr
     data = load_params(REPOSITORY / "params.yaml").data
     for split in SPLITS:
-        wanted = getattr(data, split).rows
+        wanted = data.splits[split].rows
         assert len(read_examples(tmp_path / "data" / "examples" / f"{split}.jsonl")) == wanted
         assert f"INFO    | {split}: {wanted} rows read, {wanted} examples kept" in result.stderr
     assert (tmp_path / "outputs" / "preprocess.json").is_file()
@@ -385,6 +393,7 @@ GOES = [
     "outputs/cot/checkpoint.partial/model.safetensors",
     "outputs/cot/history.csv",
     "outputs/cot/predictions.jsonl",
+    "outputs/cot/predictions/svamp.jsonl",
     "outputs/cot/train.json",
     "outputs/evaluations/cot.json",
     "outputs/logs/train-cot.log",

@@ -170,7 +170,8 @@ def test_two_answers_of_asdiv_are_refused(tmp_path):
 
 def test_a_preset_on_another_set_names_the_field_and_the_format(tmp_path):
     with pytest.raises(
-        ValueError, match=r"fields\.question: no row has the field 'question_concat'.*data\.test\.format \(svamp\)"
+        ValueError,
+        match=r"fields\.question: no row has the field 'question_concat'.*data\.tests\.test\.format \(svamp\)",
     ):
         read_rows(tmp_path, [{"question": "q", "answer": 1}], "svamp", None)
 
@@ -211,9 +212,11 @@ def test_a_form_without_steps_is_a_surprise_in_train_only(data, tmp_path, warnin
     rows = [{"question": f"c{i}", "choices": ["x", "y"], "answerKey": "B"} for i in range(4)]
     (tmp_path / "csqa.json").write_text(json.dumps(rows))
     source = file("csqa.json", "commonsense_qa", rows=2)
-    preprocess(replace(data, test=source), tmp_path / "out", tmp_path / "out.json")
+    preprocess(replace(data, tests={"test": source}), tmp_path / "out", tmp_path / "out.json")
     assert warnings == []
-    preprocess(replace(data, train=replace(source, start=2), test=source), tmp_path / "out", tmp_path / "out.json")
+    preprocess(
+        replace(data, train=replace(source, start=2), tests={"test": source}), tmp_path / "out", tmp_path / "out.json"
+    )
     assert len(warnings) == 1
     assert warnings[0].startswith("train: not one example has a step in csqa.json as format commonsense_qa reads it")
 
@@ -225,7 +228,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 def params(split, source, method=None):
     tree = deepcopy(PARAMS)
-    tree["data"][split] = source
+    (tree["data"]["tests"] if split == "test" else tree["data"])[split] = source
     if method is not None:
         entry = {"parent": "base", "method": method, "latent_stage": 0, "epochs": 1, "lr": 1.0e-3}
         tree["curriculum"] = {
@@ -241,26 +244,26 @@ def mapped(**fields):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"format": "fields", "file": "x"}, "data.test.fields.question: missing; name the field that holds it"),
-        ({"format": "fields", "file": "x", "fields": {"question": "q"}}, "data.test.fields.answer: missing"),
+        ({"format": "fields", "file": "x"}, "data.tests.test.fields.question: missing; name the field that holds it"),
+        ({"format": "fields", "file": "x", "fields": {"question": "q"}}, "data.tests.test.fields.answer: missing"),
         ({"format": "fields", "fields": {"question": "q", "answer": "a"}}, "wanted exactly one of file"),
-        ({"format": "canonical", "file": "x", "fields": {}}, "data.test.fields: found beside format canonical"),
+        ({"format": "canonical", "file": "x", "fields": {}}, "data.tests.test.fields: found beside format canonical"),
         ({"format": "svmap", "file": "x"}, "did you mean svamp?"),
-        (mapped(qestion="x"), "data.test.fields.qestion: unknown key"),
-        (mapped(question="{q"), "data.test.fields.question: found '{q', where the { at character 1 has no partner"),
-        (mapped(answer=["a"]), "data.test.fields.answer: found ['a'] (a list), wanted text"),
-        (mapped(steps="s", split_steps="lines"), "data.test.fields.split_steps: found 'lines', wanted one of list"),
-        (mapped(split_steps="list"), "data.test.fields.split_steps: found list, but steps is none"),
-        (mapped(steps="s", split_steps="separator"), "data.test.fields.separator: wanted beside split_steps"),
-        (mapped(steps="s", separator="|"), "data.test.fields.separator: wanted beside"),
-        (mapped(steps="s", split_steps="separator", separator=""), "data.test.fields.separator: found an empty text"),
-        (mapped(answer_after=""), "data.test.fields.answer_after: found an empty text"),
-        (mapped(steps="{s} {t}"), "data.test.fields.steps: found the template"),
-        (mapped(answer_as="text"), "data.test.fields.answer_as: only beside choices"),
-        (mapped(choices="c", booleans="yes_no"), "data.test.fields.booleans: not beside choices"),
-        (mapped(choices="{c}.d."), "data.test.fields.choices: found '{c}.d.'"),
-        (mapped(where={1: "x"}), "data.test.fields.where: key 1 is a number, wanted the name of a field; quote it"),
-        (mapped(where={"a..b": "x"}), "data.test.fields.where: found 'a..b'"),
+        (mapped(qestion="x"), "data.tests.test.fields.qestion: unknown key"),
+        (mapped(question="{q"), "data.tests.test.fields.question: found '{q', where the { at character 1"),
+        (mapped(answer=["a"]), "data.tests.test.fields.answer: found ['a'] (a list)"),
+        (mapped(steps="s", split_steps="lines"), "data.tests.test.fields.split_steps: found 'lines', wanted one of"),
+        (mapped(split_steps="list"), "data.tests.test.fields.split_steps: found list, but steps is none"),
+        (mapped(steps="s", split_steps="separator"), "data.tests.test.fields.separator: wanted beside split_steps"),
+        (mapped(steps="s", separator="|"), "data.tests.test.fields.separator: wanted beside"),
+        (mapped(steps="s", split_steps="separator", separator=""), "data.tests.test.fields.separator: found an empty"),
+        (mapped(answer_after=""), "data.tests.test.fields.answer_after: found an empty text"),
+        (mapped(steps="{s} {t}"), "data.tests.test.fields.steps: found the template"),
+        (mapped(answer_as="text"), "data.tests.test.fields.answer_as: only beside choices"),
+        (mapped(choices="c", booleans="yes_no"), "data.tests.test.fields.booleans: not beside choices"),
+        (mapped(choices="{c}.d."), "data.tests.test.fields.choices: found '{c}.d.'"),
+        (mapped(where={1: "x"}), "data.tests.test.fields.where: key 1 is a number, wanted the name of a field"),
+        (mapped(where={"a..b": "x"}), "data.tests.test.fields.where: found 'a..b'"),
     ],
 )  # fmt: skip
 def test_a_wrong_map_is_an_error_before_anything_is_read(source, message):
@@ -291,7 +294,7 @@ def test_a_train_split_without_steps_is_refused_for_methods_that_train_on_them(s
     ],
 )
 def test_a_split_without_steps_is_allowed_where_no_step_is_trained_on(split, source, method):
-    assert getattr(params(split, source, method).data, split).format == source["format"]
+    assert params(split, source, method).data.splits[split].format == source["format"]
 
 
 @pytest.mark.usefixtures("data")

@@ -14,6 +14,18 @@ PROBES_DIR = OUTPUTS_DIR / "probes"
 """One small file per probed entry: digests of what the report reads."""
 REPORT_DIR = OUTPUTS_DIR / "report"
 SPLITS = ("train", "valid", "test")
+"""Every run has these; `test` is the first test set."""
+FURTHER_TESTS = "tests"
+"""Folder of the files of every test set but the first, below those of the splits."""
+
+
+def find_test_sets(examples_dir: Path = EXAMPLES_DIR) -> dict[str, str]:
+    """Return the names of the test sets by the names of their files, the first set's as `test`.
+
+    Further sets are in alphabetical order.
+    """
+    further = sorted(path.stem for path in (examples_dir / FURTHER_TESTS).glob("*.jsonl"))
+    return {"test": "test"} | {f"{FURTHER_TESTS}/{name}": name for name in further}
 
 
 def checkpoint_dir(entry_name: str) -> Path:

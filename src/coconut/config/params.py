@@ -1,6 +1,7 @@
 """`params.yaml`, read and checked."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,34 @@ def parse_params(tree: Any) -> Params:
     latent = parse(tree.get("latent", MISSING), LatentConfig, "latent")
     train = parse(tree.get("train", MISSING), TrainConfig, "train")
     curriculum = _parse_curriculum(tree.get("curriculum", MISSING), latent, train)
-    params: Params = parse({**tree, "latent": latent, "train": train, "curriculum": curriculum}, Params, "")
+    data = _with_named_tests(tree.get("data", MISSING))
+    params: Params = parse(
+        {**tree, "data": data, "latent": latent, "train": train, "curriculum": curriculum}, Params, ""
+    )
     check_curriculum(params.curriculum)
     check_data(params.data)
     check_train_steps(params.data, params.curriculum.values())
     return params
+
+
+def find_former(path: Path | str = "params.yaml") -> list[str]:
+    """Say how keys are written now that a file holds in an older form, which still loads."""
+    data = read_yaml(Path(path)).get("data")
+    if not isinstance(data, Mapping) or "test" not in data:
+        return []
+    return [
+        "data.test: one test set, as files were written before there were several; write `tests: {test: ...}` in its"
+        " place, with the same values"
+    ]
+
+
+def _with_named_tests(data: Any) -> Any:
+    """Take the one test set of an older file for the only set, by the name `test`."""
+    if not isinstance(data, Mapping) or "test" not in data:
+        return data
+    if "tests" in data:
+        raise ValueError("data.test: found beside data.tests, which holds all test sets; move it there, or take it out")
+    return {key: value for key, value in data.items() if key != "test"} | {"tests": {"test": data["test"]}}
 
 
 def _parse_curriculum(tree: Any, latent: LatentConfig, train: TrainConfig) -> dict[str, Entry]:

@@ -110,12 +110,15 @@ def check_data(data: DataConfig) -> None:
     """Check that each split has one place to come from, and one that DVC watches for changes."""
     if not data.raw_dir.strip():
         raise ValueError("data.raw_dir: found an empty text, wanted a folder, such as data/raw")
-    for split, source in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        path = f"data.{split}"
+    _check_test_names(data.tests)
+    for split, source in data.splits.items():
+        path = data.path_of(split)
         check_fields(source, path)
         if source.format == "generated":
             _check_generated(source, path, data)
             continue
+        if source.generator is not None:
+            raise ValueError(f"{path}.generator: found beside format {source.format}, which reads rows; take it out")
         if (source.file is None) == (source.hub is None):
             raise ValueError(f"{path}: wanted exactly one of file (below data.raw_dir) and hub, found both or none")
         if source.file is not None:
@@ -126,8 +129,26 @@ def check_data(data: DataConfig) -> None:
                 raise ValueError(f"{path}.hub_split: missing; name the split of {source.hub} to read, such as train")
 
 
+def _check_test_names(names: Iterable[Any]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name) or name.lower() in ("train", "valid"):
+            raise ValueError(
+                f"data.tests.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
+                " a letter, and neither train nor valid: it becomes the name of a file and of a metric"
+            )
+        if name.lower() in seen:
+            raise ValueError(
+                f"data.tests.{name}: differs from {seen[name.lower()]} only in upper and lower case, wanted another"
+                " name: some disks keep both in one file"
+            )
+        seen[name.lower()] = name
+    if not seen:
+        raise ValueError("data.tests: found no set, wanted at least one; the first one is shown first")
+
+
 def _check_generated(source: Source, path: str, data: DataConfig) -> None:
-    if data.generator is None:
+    if data.generator is None and source.generator is None:
         raise ValueError(f"{path}.format: found 'generated', but data.generator is none; give it a task")
     if source.rows is None:
         raise ValueError(f"{path}.rows: found all, wanted the number of examples to generate")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from coconut.config.field_map import Fields
 from coconut.config.strict import MAX_COUNT, Range, Word
+from coconut.layout import FURTHER_TESTS
 
 BASE = "base"
 """The parent of entries that start from the untouched model."""
@@ -123,6 +124,8 @@ class Source:
     """How many rows are taken or generated; `all` is for a file or a hub set."""
     fields: Fields | None = None
     """The map of `format: fields`, or what differs from a preset's."""
+    generator: Generator | None = None
+    """A generator of its own, in place of `data.generator`: a test set of harder questions."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,40 @@ class DataConfig:
     raw_dir: str
     train: Source
     valid: Source
-    test: Source
+    tests: Mapping[str, Source]
+    """Test sets by name. The first one has the plain names in files and metrics; see `DataConfig.splits`."""
     generator: Annotated[Generator | None, Word("none")]
     skip_bad_rows: bool
     max_train: CountOrAll
     """Training examples that are kept: the first ones, after duplicates are dropped."""
+
+    @property
+    def splits(self) -> dict[str, Source]:
+        """Return every source by the name of its files: train, valid, test (the first set) and `tests/NAME`."""
+        return {"train": self.train, "valid": self.valid} | {
+            split: self.tests[name] for split, name in self.test_names.items()
+        }
+
+    @property
+    def test_names(self) -> dict[str, str]:
+        """Return the names of the test sets by those of their files."""
+        return {f"{FURTHER_TESTS}/{name}" if number else "test": name for number, name in enumerate(self.tests)}
+
+    def path_of(self, split: str) -> str:
+        """Return the key of a split in `params.yaml`.
+
+        >>> from coconut.config.params import load_params
+        >>> load_params().data.path_of("test")
+        'data.tests.test'
+        """
+        name = self.test_names.get(split)
+        return f"data.{split}" if name is None else f"data.tests.{name}"
+
+    def generator_of(self, source: Source) -> Generator:
+        """Return the generator of a split that is generated."""
+        generator = source.generator or self.generator
+        assert generator is not None, "the config requires a generator for generated splits"
+        return generator
 
 
 @dataclass(frozen=True)

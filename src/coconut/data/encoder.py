@@ -29,7 +29,7 @@ from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import longest_prompt, longest_view
 from coconut.data.writer import ROW_SCHEMA, SplitWriter
 from coconut.files import check_free_space, writing
-from coconut.layout import SPLITS
+from coconut.layout import FURTHER_TESTS, find_test_sets
 
 BATCH_ROWS = 1000
 """Number of rows that are tokenised, and written, at a time. The bytes of the files depend on it."""
@@ -57,7 +57,7 @@ def encode_splits(
     latent: LatentConfig,
     num_processes: int,
 ) -> dict[str, dict[str, float]]:
-    """Write `<split>.arrow` for train, valid and test.
+    """Write `<split>.arrow` for train, valid, test, and the further test sets below `tests`.
 
     Examples that do not fit into the model's positions are left out, counted and named: those of train by
     their longest view, others by their longest prompt.
@@ -70,24 +70,25 @@ def encode_splits(
             positions for the data.
         OSError: The outputs cannot be written.
     """
-    sizes = [path.stat().st_size for path in examples_dir.glob("*.jsonl")]
+    sizes = [path.stat().st_size for path in examples_dir.rglob("*.jsonl")]
     check_free_space({output_dir: _BYTES_PER_CHARACTER * sum(sizes)})
     job = Job(str(checkpoint_dir), prompt, all_plans(latent))
     max_tokens = _num_positions(checkpoint_dir)
     with writing(output_dir):
         _prepare(output_dir)
         return {
-            split: _encode_split(examples_dir / f"{split}.jsonl", output_dir, job, max_tokens, num_processes)
-            for split in SPLITS
+            split: _encode_split(examples_dir, output_dir, split, job, max_tokens, num_processes)
+            for split in ("train", "valid", *find_test_sets(examples_dir))
         }
 
 
 def _encode_split(
-    examples_path: Path, output_dir: Path, job: Job, max_tokens: int | None, num_processes: int
+    examples_dir: Path, output_dir: Path, split: str, job: Job, max_tokens: int | None, num_processes: int
 ) -> dict[str, float]:
-    started, split = time.perf_counter(), examples_path.stem
-    is_trained_on = split == "train"
-    with SplitWriter(examples_path, output_dir / f"{split}.arrow", max_tokens, is_trained_on=is_trained_on) as writer:
+    started, examples_path, path = time.perf_counter(), examples_dir / f"{split}.jsonl", output_dir / f"{split}.arrow"
+    path.parent.mkdir(exist_ok=True)
+    kind = {"is_trained_on": split == "train", "may_be_unknown": split.startswith(f"{FURTHER_TESTS}/")}
+    with SplitWriter(examples_path, path, max_tokens, **kind) as writer:
         for table in _encoded_tables(read_examples(examples_path), job, num_processes):
             writer.write(table)
     metrics = writer.metrics()
@@ -100,7 +101,7 @@ def _prepare(output_dir: Path) -> None:
     """Make the folder and delete old files, which may be linked into DVC's cache and must not be written to."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for path in output_dir.glob("*.arrow"):
+        for path in output_dir.rglob("*.arrow"):
             path.unlink()
     except OSError as error:
         raise OSError(

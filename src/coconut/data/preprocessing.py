@@ -1,5 +1,9 @@
-"""The first pipeline stage writes three splits in canonical form that share no question, and their statistics."""
+"""The first pipeline stage writes train, valid and the test sets in canonical form, and their statistics.
 
+Train shares no question with valid or a test set, nor valid with a test set. Test sets stay as they are published.
+"""
+
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,17 +14,16 @@ from typing import Any
 from loguru import logger
 
 from coconut.config.presets import maps_of
-from coconut.config.schema import DataConfig, Source
+from coconut.config.schema import DataConfig, Generator, Source
 from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
 from coconut.data.generators import check_size, generate, graphs
 from coconut.data.sources import Reading, read_split
 from coconut.files import check_free_space
-from coconut.layout import SPLITS
+from coconut.layout import FURTHER_TESTS
 
 _BYTES_PER_ROW = 64
 """Lower bound of the size of a generated example on disk."""
-_MOST_HELD_OUT_FIRST = ("test", "valid", "train")
 _Statistics = dict[str, Any]
 
 
@@ -37,33 +40,40 @@ def preprocess(data: DataConfig, examples_dir: Path, metrics_path: Path) -> _Sta
     """
     check_free_space({examples_dir: _num_bytes(data)})
     readings = read_splits(data)
-    examples, dropped = part_splits({split: reading.examples for split, reading in readings.items()})
+    read = {split: reading.examples for split, reading in readings.items()}
+    examples, dropped = part_splits(read, data.test_names)
     if data.max_train is not None:
         dropped["train"]["beyond_max_train"] = max(0, len(examples["train"]) - data.max_train)
         examples["train"] = examples["train"][: data.max_train]
-    metrics: _Statistics = {
-        split: _split_statistics(readings[split], dropped[split], examples[split]) for split in SPLITS
-    }
-    for split in SPLITS:
-        _log_split(split, metrics[split])
+    statistics = {split: _split_statistics(readings[split], dropped[split], examples[split]) for split in examples}
+    for split in examples:
+        _log_split(split, statistics[split])
         if not examples[split]:
             raise ValueError(
-                f"data.{split}: no example left of {readings[split].num_rows} rows (dropped:"
-                f" {_listed(metrics[split]['dropped'])}); a question stays only in the last of train, valid, test that"
-                " has it: use start and rows to cut one file into splits"
+                f"{data.path_of(split)}: no example left of {readings[split].num_rows} rows (dropped:"
+                f" {_listed(statistics[split]['dropped'])}); a question stays only in the last of train, valid, test"
+                " that has it: use start and rows to cut one file into splits"
             )
-        _warn_of_mismatch(split, getattr(data, split), readings[split], examples[split])
-    metrics["overlap"] = overlap(examples)
+        _warn_of_mismatch(data, split, readings[split], examples[split])
+    metrics = _with_tests_in_one(statistics)
+    metrics["overlap"] = overlap(examples, data.test_names)
     metrics["max_train"] = data.max_train
-    if any("graphs" in metrics[split] for split in SPLITS):
+    if any("graphs" in found for found in statistics.values()):
         metrics["graphs_in_paper"] = graphs.PAPER_STATISTICS
     _write(examples, metrics, examples_dir, metrics_path)
     return metrics
 
 
+def _with_tests_in_one(statistics: Mapping[str, _Statistics]) -> _Statistics:
+    """Put the statistics of test sets other than the first into one mapping by their names."""
+    further = {split.partition("/")[2]: found for split, found in statistics.items() if "/" in split}
+    plain = {split: found for split, found in statistics.items() if "/" not in split}
+    return plain | ({FURTHER_TESTS: further} if further else {})
+
+
 def _num_bytes(data: DataConfig) -> int:
     """Estimate the size of the examples on disk: the size of whole files, and some bytes for each other row."""
-    sources = [getattr(data, split) for split in SPLITS]
+    sources = list(data.splits.values())
     files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None and source.rows is None}
     num_rows = sum(source.rows or 0 for source in sources)
     return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_ROW * num_rows
@@ -73,58 +83,75 @@ def read_splits(data: DataConfig) -> dict[str, Reading]:
     """Read or generate each split.
 
     A generated split has a stream of its own, which leaves out the questions of the splits that are more
-    held out: those of test in valid, and those of both in train. So another test set changes train only by
-    the questions that stand in both.
+    held out: those of the test sets in valid, and those of all of them in train. So another test set changes train
+    only by the questions that stand in both.
+
+    Returns:
+        The splits by the names of their files, in the order of `DataConfig.splits`.
     """
-    sources: dict[str, Source] = {split: getattr(data, split) for split in SPLITS}
-    generated = [source for source in sources.values() if source.format == "generated"]
-    if generated:
-        assert data.generator is not None, "the config requires a generator for generated splits"
-        check_size(data.generator, sum(source.start + (source.rows or 0) for source in generated))
-    readings = {split: read_split(data, split) for split in SPLITS if sources[split].format != "generated"}
+    sources = data.splits
+    _check_sizes(data, [source for source in sources.values() if source.format == "generated"])
+    readings = {split: read_split(data, split) for split, source in sources.items() if source.format != "generated"}
+    tests = list(data.test_names)
     taken: set[str] = set()
-    for split in _MOST_HELD_OUT_FIRST:
+    for split in (*tests, "valid", "train"):
         if split not in readings:
-            readings[split] = _generate_split(data, split, taken)
+            readings[split] = _generate_split(data, split, () if split in tests else taken)
         taken.update(map(_key, readings[split].examples))
-    return {split: readings[split] for split in SPLITS}
+    return {split: readings[split] for split in sources}
+
+
+def _check_sizes(data: DataConfig, sources: list[Source]) -> None:
+    num_rows: Counter[Generator] = Counter()
+    for source in sources:
+        num_rows[data.generator_of(source)] += source.start + (source.rows or 0)
+    for generator, number in num_rows.items():
+        check_size(generator, number)
 
 
 def _generate_split(data: DataConfig, split: str, taken: Collection[str]) -> Reading:
-    source: Source = getattr(data, split)
-    assert data.generator is not None
+    source = data.splits[split]
     assert source.rows is not None
     # Test keeps the stream that it had before splits had streams of their own, so published figures still hold.
     seed = data.seed if split == "test" else f"{split}/{data.seed}"
-    examples = generate(data.generator, source.rows, seed=seed, start=source.start, taken=taken)
+    examples = generate(data.generator_of(source), source.rows, seed=seed, start=source.start, taken=taken)
     return Reading(examples, len(examples), {})
 
 
 def part_splits(
-    examples: Mapping[str, list[Example]],
+    examples: Mapping[str, list[Example]], test_names: Mapping[str, str]
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, int]]]:
-    """Remove questions from `train` that are in `valid` or `test`, and from `valid` those that are in `test`.
+    """Remove questions from train that are in valid or in a test set, and from valid those that are in a test set.
 
-    The test split stays as published, so that accuracies can be compared with those of others.
+    Test sets stay as published, so that accuracies can be compared with those of others. A question that stands in
+    several sets is counted for the first of them.
+
+    Args:
+        examples: by split.
+        test_names: the names of the test sets by split.
 
     Returns:
         (examples, dropped): the splits, and the number of rows that each lost, by reason.
     """
-    test = {_key(example) for example in examples["test"]}
-    valid = {_key(example) for example in examples["valid"]} - test
-    kept = {"test": list(examples["test"])}
-    dropped: dict[str, dict[str, int]] = {"test": {}}
-    for split, rivals in (("valid", {"in_test": test}), ("train", {"in_test": test, "in_valid": valid})):
-        kept[split] = [e for e in examples[split] if not any(_key(e) in keys for keys in rivals.values())]
-        dropped[split] = {reason: sum(_key(e) in keys for e in examples[split]) for reason, keys in rivals.items()}
+    rivals: dict[str, set[str]] = {}
+    kept = {split: list(rows) for split, rows in examples.items()}
+    dropped: dict[str, dict[str, int]] = {split: {} for split in examples}
+    for split, name in (*test_names.items(), ("valid", "valid"), ("train", "train")):
+        if split not in test_names:
+            taken = set().union(*rivals.values())
+            kept[split] = [e for e in examples[split] if _key(e) not in taken]
+            dropped[split] = {
+                f"in_{rival}": sum(_key(e) in keys for e in examples[split]) for rival, keys in rivals.items()
+            }
+        rivals[name] = {_key(e) for e in kept[split]}.difference(*rivals.values())
     return kept, dropped
 
 
-def overlap(examples: Mapping[str, list[Example]]) -> dict[str, int]:
-    """Count the questions that two splits share."""
-    keys = {split: {_key(example) for example in examples[split]} for split in SPLITS}
-    pairs = [("train", "valid"), ("train", "test"), ("valid", "test")]
-    return {f"{first}_{second}": len(keys[first] & keys[second]) for first, second in pairs}
+def overlap(examples: Mapping[str, list[Example]], test_names: Mapping[str, str]) -> dict[str, int]:
+    """Count the questions that two splits share, by the names of both."""
+    names = {"train": "train", "valid": "valid", **test_names}
+    keys = {name: {_key(example) for example in examples[split]} for split, name in names.items()}
+    return {f"{first}_{second}": len(keys[first] & keys[second]) for first, second in itertools.combinations(keys, 2)}
 
 
 def _key(example: Example) -> str:
@@ -159,14 +186,15 @@ def _log_split(split: str, statistics: _Statistics) -> None:
     )
 
 
-def _warn_of_mismatch(split: str, source: Source, reading: Reading, examples: list[Example]) -> None:
+def _warn_of_mismatch(data: DataConfig, split: str, reading: Reading, examples: list[Example]) -> None:
+    source = data.splits[split]
     # Steps are missed where they are trained on, unless every map of the format is known to name none.
     are_missed = reading.has_steps or (split == "train" and any(fields.steps for fields in maps_of(source)))
     mismatch = find_mismatch(source.format, examples) if are_missed and source.format != "generated" else None
     if mismatch is not None:
         logger.warning(
-            "{}: {} in {} as format {} reads it; if that is a surprise, correct data.{}.format",
-            *(split, mismatch, source.file or source.hub, source.format, split),
+            "{}: {} in {} as format {} reads it; if that is a surprise, correct {}.format",
+            *(split, mismatch, source.file or source.hub, source.format, data.path_of(split)),
         )
 
 
@@ -175,15 +203,19 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _write(examples: Mapping[str, list[Example]], metrics: _Statistics, examples_dir: Path, metrics_path: Path) -> None:
-    paths = {split: examples_dir / f"{split}.jsonl" for split in SPLITS}
+    paths = {split: examples_dir / f"{split}.jsonl" for split in examples}
     try:
-        examples_dir.mkdir(parents=True, exist_ok=True)
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
         metrics_path.parent.mkdir(parents=True, exist_ok=True)
         for split, path in paths.items():
             write_examples(_unfinished(path), examples[split])
         _unfinished(metrics_path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         for path in (*paths.values(), metrics_path):
             _unfinished(path).replace(path)
+        # Of a set that is not asked for any more.
+        for path in set((examples_dir / FURTHER_TESTS).glob("*.jsonl")) - set(paths.values()):
+            path.unlink()
     except OSError as error:
         raise OSError(
             f"{error.filename or examples_dir}: cannot be written: {error.strerror or error};"

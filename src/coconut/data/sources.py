@@ -55,15 +55,15 @@ def read_split(data: DataConfig, split: str) -> Reading:
     Raises:
         ValueError: The file or set cannot be used, or (unless `data.skip_bad_rows`) one of its rows cannot.
     """
-    source: Source = getattr(data, split)
+    source, path = data.splits[split], data.path_of(split)
     assert source.format != "generated", "generated splits have no source"
-    rows = _hub_rows(source, split) if source.hub is not None else _file_rows(source, split, data.raw_dir)
+    rows = _hub_rows(source, path) if source.hub is not None else _file_rows(source, path, data.raw_dir)
     if source.format in PARSERS:
-        return _parse_rows(_take(rows, source, split), PARSERS[source.format], skip_bad_rows=data.skip_bad_rows)
+        return _parse_rows(_take(rows, source, path), PARSERS[source.format], skip_bad_rows=data.skip_bad_rows)
     rows = [Row(row.place, _parsed_once(row.content)) for row in rows]
-    reader = _choose_reader(maps_of(source), rows, source, split)
-    kept = _select(rows, reader, split)
-    reading = _parse_rows(_take(kept, source, split), reader.parse, skip_bad_rows=data.skip_bad_rows)
+    reader = _choose_reader(maps_of(source), rows, source, path)
+    kept = _select(rows, reader, path)
+    reading = _parse_rows(_take(kept, source, path), reader.parse, skip_bad_rows=data.skip_bad_rows)
     return replace(reading, num_left_out=len(rows) - len(kept), has_steps=reader.fields.steps is not None)
 
 
@@ -73,39 +73,38 @@ def _parsed_once(content: Any) -> Any:
     return content if parsed is None else parsed
 
 
-def _choose_reader(maps: Sequence[Fields], rows: list[Row], source: Source, split: str) -> FieldReader:
+def _choose_reader(maps: Sequence[Fields], rows: list[Row], source: Source, key: str) -> FieldReader:
     try:
         return choose_reader(maps, [row.content for row in rows])
     except ValueError as error:
         raise ValueError(
-            f"{source.file or source.hub}: data.{split}.fields.{error}; correct the map, or data.{split}.format"
-            f" ({source.format})"
+            f"{source.file or source.hub}: {key}.fields.{error}; correct the map, or {key}.format ({source.format})"
         ) from None
 
 
-def _select(rows: list[Row], reader: FieldReader, split: str) -> list[Row]:
+def _select(rows: list[Row], reader: FieldReader, key: str) -> list[Row]:
     kept = [row for row in rows if reader.keeps(row.content)]
     if not kept:
         contents = [row.content for row in rows]
         found = "; ".join(f"{key_shown(path)}: {describe_values(contents, path)}" for path in reader.fields.where or ())
         raise ValueError(
-            f"data.{split}.fields.where: no row of {len(rows)} is kept; found {found}; values are compared as text,"
+            f"{key}.fields.where: no row of {len(rows)} is kept; found {found}; values are compared as text,"
             " as the file writes them"
         )
     return kept
 
 
-def _take(rows: list[Row], source: Source, split: str) -> list[Row]:
+def _take(rows: list[Row], source: Source, key: str) -> list[Row]:
     if source.start >= len(rows):
         raise ValueError(
-            f"data.{split}.start: found {source.start}, wanted less than {len(rows)},"
+            f"{key}.start: found {source.start}, wanted less than {len(rows)},"
             f" the number of rows in {source.file or source.hub}"
         )
     taken = rows[source.start :][: source.rows]
     if source.rows is not None and len(taken) < source.rows:
         logger.warning(
-            "data.{}: {} rows are asked for from row {} on, but {} has only {}",
-            *(split, source.rows, source.start, source.file or source.hub, len(taken)),
+            "{}: {} rows are asked for from row {} on, but {} has only {}",
+            *(key, source.rows, source.start, source.file or source.hub, len(taken)),
         )
     return taken
 
@@ -136,10 +135,10 @@ def _parse_rows(rows: list[Row], parse: Parser, *, skip_bad_rows: bool) -> Readi
 # --- files to rows --------------------------------------------------------------------------
 
 
-def _file_rows(source: Source, split: str, raw_dir: str) -> list[Row]:
+def _file_rows(source: Source, key: str, raw_dir: str) -> list[Row]:
     assert source.file is not None, "the config requires a file or a hub set"
     path = Path(raw_dir) / source.file
-    content = _read_bytes(path, split)
+    content = _read_bytes(path, key)
     if source.format not in PARSERS:
         rows = read_table(content, path)
     else:
@@ -158,11 +157,11 @@ def _published_rows(text: str, path: Path, file_format: str) -> list[Row]:
     return read_records(text, path)
 
 
-def _read_bytes(path: Path, split: str) -> bytes:
+def _read_bytes(path: Path, key: str) -> bytes:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(
-            f"{path}: {found}, wanted the file of data.{split}.file below data.raw_dir;"
+            f"{path}: {found}, wanted the file of {key}.file below data.raw_dir;"
             f" data/raw/README.md says where the sets are published{suggest(path.name, _names_beside(path))}"
         )
     return path.read_bytes()
@@ -192,13 +191,13 @@ def _refuse_csv(text: str, path: Path, file_format: str) -> None:
 # --- the hub --------------------------------------------------------------------------------
 
 
-def _hub_rows(source: Source, split: str) -> list[Row]:
+def _hub_rows(source: Source, key: str) -> list[Row]:
     # The import takes a second, which generated and local data do not need.
     import datasets
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if source.hub_split is None:
-        raise ValueError(f"data.{split}.hub_split: found null, wanted the name of a split of {source.hub}")
+        raise ValueError(f"{key}.hub_split: found null, wanted the name of a split of {source.hub}")
     place = f"{source.hub} [{source.hub_split}]"
     try:
         table = datasets.load_dataset(
@@ -210,6 +209,6 @@ def _hub_rows(source: Source, split: str) -> list[Row]:
         *(datasets.exceptions.DatasetsError, HTTPError),
     ) as error:
         raise ValueError(
-            f"data.{split}.hub: {place} cannot be loaded: {' '.join(str(error).split())[:300]}; check hub, hub_config,"
+            f"{key}.hub: {place} cannot be loaded: {' '.join(str(error).split())[:300]}; check hub, hub_config,"
             " hub_split, hub_revision and the network, or download the set and name it in `file`"
         ) from None

@@ -34,10 +34,28 @@ class SplitWriter:
     A row that is trained on has to fit with its longest view. A row of another split has to fit with its
     longest prompt and the gold answer, because no evaluation reads the gold chain of thought: without it, the
     hardest questions would be missing from the accuracies of all methods.
+
+    Args:
+        examples_path: named in messages.
+        path: the file that is written.
+        max_tokens: positions of the model; None where it has no limit.
+        is_trained_on: whether it is the training split.
+        may_be_unknown: whether rows with words that a vocabulary of whole words lacks are left out and counted. Such
+            a vocabulary does not grow by a further test set, because that would train everything again.
     """
 
-    def __init__(self, examples_path: Path, path: Path, max_tokens: int | None, *, is_trained_on: bool) -> None:
+    def __init__(
+        self,
+        examples_path: Path,
+        path: Path,
+        max_tokens: int | None,
+        *,
+        is_trained_on: bool,
+        may_be_unknown: bool = False,
+    ) -> None:
         self.examples_path, self.max_tokens = examples_path, max_tokens
+        self.may_be_unknown = may_be_unknown
+        self.unknown: list[tuple[int, str]] = []
         self.what_must_fit = "view" if is_trained_on else "prompt"
         self.num_chains_too_long = 0
         self.sink = pa.OSFile(str(path), "wb")
@@ -60,9 +78,9 @@ class SplitWriter:
         Raises:
             ValueError: A row holds a special token's text, or a word that the tokenizer does not know.
         """
-        self._refuse_special_tokens(table)
-        self._refuse_unknown_words(table)
         self.num_rows += len(table)
+        self._refuse_special_tokens(table)
+        table = self._without_unknown_words(table)
         if self.max_tokens is not None:
             lengths = table[f"num_{self.what_must_fit}_tokens"]
             is_kept = pc.less_equal(lengths, self.max_tokens)
@@ -82,14 +100,18 @@ class SplitWriter:
             row, token = special["index"][0].as_py(), special["special"][0].as_py()
             raise ValueError(f"{self.examples_path}:{row + 1}: {SPECIAL_TOKEN_COMPLAINT.format(token)}")
 
-    def _refuse_unknown_words(self, table: pa.Table) -> None:
+    def _without_unknown_words(self, table: pa.Table) -> pa.Table:
         unknown = table.filter(pc.is_valid(table["unknown"]))
-        if len(unknown):
-            row, word = unknown["index"][0].as_py(), unknown["unknown"][0].as_py()
+        if not len(unknown):
+            return table
+        self.unknown += zip(unknown["index"].to_pylist(), unknown["unknown"].to_pylist(), strict=True)
+        if not self.may_be_unknown:
+            row, word = self.unknown[0]
             raise ValueError(
                 f"{self.examples_path}:{row + 1}: {word[:80]!r} is unknown to the model's tokenizer;"
                 " wanted words of its vocabulary; change the text, or use another tokenizer"
             )
+        return table.filter(pc.is_null(table["unknown"]))
 
     def _count(self, table: pa.Table) -> None:
         self.num_kept += len(table)
@@ -118,6 +140,8 @@ class SplitWriter:
             )
         if self.too_long:
             self._report_too_long()
+        if self.unknown:
+            self._report_unknown()
         if self.num_chains_too_long:
             logger.info(
                 "{}: {} more examples have a gold chain of thought that does not fit; they are kept for evaluation",
@@ -132,7 +156,18 @@ class SplitWriter:
             metrics[f"{part}_tokens_mean"] = round(total / num, 2)
             metrics[f"{part}_tokens_max"] = self.maxima[part]
         metrics["view_tokens_max"] = self.maxima["view"]
-        return metrics
+        return metrics | ({"num_unknown_words": len(self.unknown)} if self.may_be_unknown else {})
+
+    def _report_unknown(self) -> None:
+        row, word = self.unknown[0]
+        message = (
+            f"{self.examples_path}: {len(self.unknown)} of {self.num_rows} examples hold words that the model's"
+            f" vocabulary lacks, such as {word[:80]!r} in line {row + 1}"
+        )
+        cure = "a vocabulary of whole words is made of train, valid and the first test set: put this set first"
+        if self.num_kept < MIN_KEPT_SHARE * self.num_rows:
+            raise ValueError(f"{message}, wanted most of them to be known; {cure}, or take another tokenizer")
+        logger.warning("{}; they are left out; {} to have them scored", message, cure)
 
     def _report_too_long(self) -> None:
         message = (

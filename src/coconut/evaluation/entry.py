@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
 from coconut.devices import Stopwatch, build_accelerator, machine_load, peak_memory_mb
 from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches
+from coconut.evaluation.scores import Scores, ScoreStore
 from coconut.evaluation.statistics import wilson_interval
 from coconut.files import check_free_space, digest_file, replace_file, writing
-from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, RECEIPTS_DIR, checkpoint_dir
+from coconut.layout import (
+    ENCODED_DIR,
+    EXAMPLES_DIR,
+    FURTHER_TESTS,
+    OUTPUTS_DIR,
+    RECEIPTS_DIR,
+    checkpoint_dir,
+    find_test_sets,
+)
 from coconut.logs import shows_progress
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
@@ -34,8 +44,11 @@ _TRAIN_KEYS = (
 )
 
 
-def evaluate_entry(params: Params, name: str) -> None:
-    """Score `outputs/<name>/checkpoint` on test and valid; write `metrics.json` and `predictions.jsonl`.
+def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) -> None:
+    """Score `outputs/<name>/checkpoint` on the test sets and on valid; write `metrics.json` and the predictions.
+
+    Args:
+        scored: the sets that were scored before; None to score all of them.
 
     Raises:
         ValueError: if there is no such entry, what its training left is missing or damaged, or the model fails.
@@ -43,38 +56,58 @@ def evaluate_entry(params: Params, name: str) -> None:
     """
     check_entry(params, name)
     training = _training_metrics(name)
-    evaluator = open_evaluator(params, name)
-    examples = {split: read_examples(EXAMPLES_DIR / f"{split}.jsonl") for split in ("test", "valid")}
-    datasets = {split: load_encoded(ENCODED_DIR, split, params.evaluate.max_examples) for split in examples}
-    # A prediction holds what was generated, often a byte or more a token.
-    num_bytes = len(examples["test"]) * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
-    check_free_space({OUTPUTS_DIR / name: num_bytes})
-    watch = Stopwatch()
-    test = _outcomes(evaluator, datasets["test"], examples["test"], f"{name} test")
-    num_scored = max(1, len(test))
-    speed = {
-        "seconds_per_example": round(watch.seconds / num_scored, 6),
-        "cpu_seconds_per_example": round(watch.cpu_seconds / num_scored, 6),
-    }
-    valid = _outcomes(evaluator, datasets["valid"], examples["valid"], f"{name} valid")
-    metrics = summarise(test, examples["test"], evaluator) | {
-        "loss": evaluator.loss(datasets["test"]),
-        "valid_accuracy": _share(outcome.right for outcome in valid),
-        "valid_loss": evaluator.loss(datasets["valid"]),
-        **speed,
-        "eval_load": round(machine_load(), 3),
-        # Their prompt does not fit into the model's positions.
-        "num_left_out": len(examples["test"]) - len(load_encoded(ENCODED_DIR, "test")),
-        "eval_oom_retries": evaluator.num_oom_retries,
+    names = find_test_sets()
+    check_free_space({OUTPUTS_DIR / name: _num_bytes(params, names)})
+    evaluator = cache(lambda: open_evaluator(params, name))  # Not opened where every set was scored before.
+    sets = {}
+    for split in (*names, "valid"):
+        score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}")
+        sets[split] = score() if scored is None else scored.get(split, score)
+    test, valid = sets["test"].metrics, sets["valid"].metrics
+    metrics = test | {
+        "valid_accuracy": valid["accuracy"],
+        "valid_loss": valid["loss"],
+        "eval_oom_retries": sum(found.metrics["eval_oom_retries"] for found in sets.values()),
         **training,
     }
-    logger.info("{}: accuracy {accuracy:.4f} of {num_examples} test examples", name, **metrics)
     if name == BASE:
         metrics["peak_memory_mb"] = round(peak_memory_mb(), 1)
     for doubt in find_doubtful(metrics):
         logger.warning("{}: {}", name, doubt)
+    flat = {key: metrics[key] for key in METRICS}
+    for split in list(names)[1:]:
+        flat |= {f"{names[split]}.{key}": sets[split].metrics[key] for key in SET_METRICS}
     with writing(OUTPUTS_DIR / name):
-        _write(name, {key: metrics[key] for key in METRICS}, test)
+        _write(name, flat, {split: sets[split].outcomes for split in names})
+    if scored is not None:
+        scored.drop_others()
+
+
+def _num_bytes(params: Params, splits: Iterable[str]) -> int:
+    """Estimate the size of the predictions, which hold what was generated, often a byte or more a token."""
+    num_rows = sum(len(read_examples(EXAMPLES_DIR / f"{split}.jsonl")) for split in splits)
+    return num_rows * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
+
+
+def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: str) -> Scores:
+    """Score one set of questions."""
+    evaluator = opened()
+    examples = read_examples(EXAMPLES_DIR / f"{split}.jsonl")
+    dataset = load_encoded(ENCODED_DIR, split, params.evaluate.max_examples)
+    num_retries, watch = evaluator.num_oom_retries, Stopwatch()
+    outcomes = _outcomes(evaluator, dataset, examples, title)
+    num_scored = max(1, len(outcomes))
+    metrics = summarise(outcomes, examples, evaluator) | {
+        "seconds_per_example": round(watch.seconds / num_scored, 6),
+        "cpu_seconds_per_example": round(watch.cpu_seconds / num_scored, 6),
+        "loss": evaluator.loss(dataset),
+        "eval_load": round(machine_load(), 3),
+        # Their prompt does not fit into the model's positions, or holds words that the vocabulary lacks.
+        "num_left_out": len(examples) - len(load_encoded(ENCODED_DIR, split)),
+        "eval_oom_retries": evaluator.num_oom_retries - num_retries,
+    }
+    logger.info("{}: accuracy {accuracy:.4f} of {num_examples} examples", title, **metrics)
+    return Scores(outcomes, metrics)
 
 
 def check_entry(params: Params, name: str) -> None:
@@ -160,7 +193,12 @@ METRICS = (
     "eval_load",
     "num_left_out",
 )
-"""Keys of `metrics.json`, the same for every entry, test split under plain names."""
+"""Keys of `metrics.json`, the same for every entry, the first test set under plain names."""
+SET_METRICS = (
+    *("accuracy", "accuracy_low", "accuracy_high", "num_examples", "loss", "generated_tokens", "truncated_share"),
+    *("no_answer_share", "cot_match", "seconds_per_example", "num_left_out"),
+)
+"""Keys of every further test set, as `NAME.accuracy`."""
 
 
 def summarise(outcomes: Sequence[Outcome], examples: Sequence[Example], evaluator: Evaluator) -> dict[str, Any]:
@@ -215,13 +253,21 @@ _REPORTED = ("metrics.json", "predictions.jsonl", "history.csv", "updates.csv", 
 """What the report reads of an entry."""
 
 
-def _write(name: str, metrics: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+def _write(name: str, metrics: Mapping[str, Any], outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     output_dir = OUTPUTS_DIR / name
-    in_order = sorted(outcomes, key=lambda outcome: outcome.index)
-    lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
-    replace_file(output_dir / "predictions.jsonl", "".join(lines))
+    further_dir = output_dir / "predictions"
+    further_dir.mkdir(exist_ok=True)
+    for path in further_dir.glob("*.jsonl"):
+        path.unlink()
+    files = {
+        split: f"predictions{split.removeprefix(FURTHER_TESTS) if '/' in split else ''}.jsonl" for split in outcomes
+    }
+    for split, file in files.items():
+        in_order = sorted(outcomes[split], key=lambda outcome: outcome.index)
+        lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
+        replace_file(output_dir / file, "".join(lines))
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_receipt(RECEIPTS_DIR, name, _REPORTED)
+    write_receipt(RECEIPTS_DIR, name, [*_REPORTED, *list(files.values())[1:]])
 
 
 def write_receipt(folder: Path, name: str, files: Sequence[str]) -> None:

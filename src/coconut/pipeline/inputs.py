@@ -80,8 +80,20 @@ class StageInputs:
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for the stage's name and everything that can change its bytes."""
         of_bytes = {name: digest for name, digest in self.digests.items() if not name.endswith(_GATE_SUFFIXES)}
-        of_code = {name: digest_source(name, source) for name, source in self.sources.items()}
-        return sha256_of([self.stage, sorted(of_bytes.items()), sorted(of_code.items())])
+        return sha256_of([self.stage, sorted(of_bytes.items()), self._code])
+
+    @property
+    def _code(self) -> list[tuple[str, str]]:
+        return sorted((name, digest_source(name, source)) for name, source in self.sources.items())
+
+    def fingerprint_without(self, *names: str) -> str:
+        """Return 64 hexadecimal digits that stand for all of it but the stage's name, its command and some files.
+
+        Args:
+            names: of dependencies that do not count.
+        """
+        of_bytes = {name: digest for name, digest in self.digests.items() if name not in (*names, "dvc.yaml: cmd")}
+        return sha256_of([sorted(of_bytes.items()), self._code])
 
     def refuse_newer_code(self) -> None:
         """Raise when the code is not the one that DVC will record: it was edited since `dvc repro` began.

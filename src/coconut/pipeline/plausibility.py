@@ -11,7 +11,7 @@ MIN_SCORED = 100
 """Examples below which an accuracy says little: its 95 % interval spans 20 points."""
 
 NumRows = Mapping[str, int | None]
-"""Rows of `train`, `valid` and `test`; None where they are not known."""
+"""Rows of every split of `DataConfig.splits`; None where they are not known."""
 
 
 def most_rows(data: DataConfig) -> NumRows:
@@ -22,7 +22,7 @@ def most_rows(data: DataConfig) -> NumRows:
     {'train': 40000, 'valid': 1000, 'test': 2000}
     """
     limits = [limit for limit in (data.train.rows, data.max_train) if limit is not None]
-    return {"train": min(limits, default=None), "valid": data.valid.rows, "test": data.test.rows}
+    return {split: source.rows for split, source in data.splits.items()} | {"train": min(limits, default=None)}
 
 
 def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
@@ -46,13 +46,14 @@ def _doubts_about_model(model: str) -> list[str]:
 def doubts_about_splits(params: Params, num_rows: NumRows) -> list[str]:
     """Return a warning for each split that is scored on too few examples."""
     doubts = []
-    num_test = _least(num_rows["test"], params.evaluate.max_examples)
-    if num_test is not None and num_test < MIN_SCORED:
-        doubts.append(
-            f"data.test: accuracies will be of {num_test} examples at most, and uncertain by"
-            f" {98 / math.sqrt(num_test):.0f} points either way; take at least {MIN_SCORED}"
-            " (data.test.rows, evaluate.max_examples)"
-        )
+    for split in params.data.test_names:
+        num_test, path = _least(num_rows.get(split), params.evaluate.max_examples), params.data.path_of(split)
+        if num_test is not None and num_test < MIN_SCORED:
+            doubts.append(
+                f"{path}: accuracies will be of {num_test} examples at most, and uncertain by"
+                f" {98 / math.sqrt(num_test):.0f} points either way; take at least {MIN_SCORED}"
+                f" ({path}.rows, evaluate.max_examples)"
+            )
     for name, entry in params.curriculum.items():
         num_valid = _least(num_rows["valid"], entry.train.validate_examples)
         used = "select: best" if entry.train.select == "best" else "min_accuracy" if entry.min_accuracy else None

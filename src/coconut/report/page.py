@@ -24,9 +24,9 @@ from coconut.report.probes import (
 from coconut.report.provenance import Provenance
 from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
-from coconut.report.results import Result, find_last, read_facts, read_results
+from coconut.report.results import Result, find_last, find_sets, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
-from coconut.report.tables import Table, accuracy_table, facts_table, tree_table
+from coconut.report.tables import Table, accuracy_table, facts_table, sets_table, tree_table
 from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
@@ -74,7 +74,7 @@ def build_sections(
     """Decide what the report says, in its order; a part that has nothing to say is left out."""
     colours = {name: colour for name, (colour, _) in choose_styles(results).items()}
     unfinished, paper, steps = provenance.table(), paper_table(results), draw_steps(results)
-    speed, updates = speed_table(results), draw_updates(results)
+    speed, updates, sets = speed_table(results), draw_updates(results), find_sets(results)
     sections = []
     if unfinished.rows:
         sections.append(Section("This page is partial", _PARTIAL_TEXT, unfinished))
@@ -82,6 +82,8 @@ def build_sections(
         Section("Curriculum", "Every entry starts from the weights of the one above it.", tree_table(results, colours)),
         Section("Results", _results_text(results, provenance), accuracy_table(results)),
     ]
+    if sets:
+        sections.append(Section("Further test sets", _sets_text(results), sets_table(results, sets)))
     if paper is not None:
         sections.append(Section("The arms in the paper's layout", PAPER_NOTE, paper))
     sections += _thought_sections(results, colours)
@@ -101,6 +103,12 @@ def build_sections(
             Section("Origin", "", origin, folded=parameters if parameters.rows else None, folded_title="Parameters")
         )
     return sections
+
+
+def _sets_text(results: Sequence[Result]) -> str:
+    reference = find_last(results, "coconut")
+    against = f" p: exact McNemar test against {reference.label}, question by question." if reference else ""
+    return f"The same checkpoints on other questions; training and selection saw none of them.{against}"
 
 
 _PARTIAL_TEXT = "These stages of the pipeline are not up to date, so the results below are incomplete or marked."

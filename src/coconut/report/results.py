@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coconut.config.schema import BASE, Entry
@@ -39,6 +39,8 @@ class Result:
     history: Sequence[Mapping[str, float | None]]
     """One mapping an epoch."""
     predictions: Sequence[Prediction]
+    further: Mapping[str, Sequence[Prediction]] = field(default_factory=dict)
+    """Answers to the questions of every test set but the first, by its name."""
     updates: Sequence[Mapping[str, float | None]] = ()
     """One mapping for each point of `updates.csv`."""
     thoughts: Thoughts | None = None
@@ -58,6 +60,12 @@ class Result:
     def training_label(self) -> str:
         """Return its name where its history is shown."""
         return _label(self.name, self.training_mark)
+
+    def of_set(self, name: str) -> "Result":
+        """Return what is known of the entry's answers to a further test set, as if it were the first."""
+        start = f"{name}."
+        own = {key.removeprefix(start): v for key, v in (self.metrics or {}).items() if key.startswith(start)}
+        return replace(self, metrics=own or None, predictions=self.further.get(name, ()))
 
     def metric(self, name: str) -> float | None:
         """Return one number of `metrics.json`, None where it is missing or null."""
@@ -83,6 +91,7 @@ def read_results(
     results = [_read_result(entry, read_text, marks) for entry in curriculum.values()]
     base_metrics = _read_metrics(BASE, read_text)
     if base_metrics is not None:
+        first, further = _read_predictions(BASE, base_metrics, read_text)
         base = Result(
             name=BASE,
             parent=None,
@@ -91,7 +100,8 @@ def read_results(
             max_latent_stage=0,
             metrics=base_metrics,
             history=[],
-            predictions=_read_predictions(BASE, read_text),
+            predictions=first,
+            further=further,
             thoughts=read_thoughts(BASE, read_text),
             mark=marks.get(EVALUATE_BASE),
         )
@@ -148,19 +158,22 @@ def find_end(results: Sequence[Result], method: str, *, among: Sequence[Result])
 
 
 def _read_result(entry: Entry, read_text: ReadText, marks: Mapping[str, str]) -> Result:
+    metrics = _read_metrics(entry.name, read_text)
+    first, further = _read_predictions(entry.name, metrics, read_text)
     return Result(
         name=entry.name,
         parent=entry.parent,
         method=entry.method,
         latent_stage=entry.latent_stage,
         max_latent_stage=entry.latent.max_latent_stage,
-        metrics=_read_metrics(entry.name, read_text),
+        metrics=metrics,
         history=[
             {key: number for key, number in row.items() if key != "entry"}
             for row in read_table(f"{entry.name}/history.csv", read_text, texts=("entry",))
         ],
         updates=read_table(f"{entry.name}/updates.csv", read_text),
-        predictions=_read_predictions(entry.name, read_text),
+        predictions=first,
+        further=further,
         thoughts=read_thoughts(entry.name, read_text),
         facts=_read_object(f"{entry.name}/train.json", read_text),
         mark=marks.get(evaluate_stage(entry.name)),
@@ -191,6 +204,23 @@ def _read_object(path: str, read_text: ReadText) -> dict[str, Any]:
     return {} if text is None else parse_json(text, path)
 
 
-def _read_predictions(entry: str, read_text: ReadText) -> list[Prediction]:
-    rows = read_lines(f"{entry}/predictions.jsonl", read_text, typing.get_type_hints(Prediction))
-    return [Prediction(**row) for row in rows]
+def find_sets(results: Sequence[Result]) -> list[str]:
+    """Name the test sets other than the first that any entry was scored on, in the order of its metrics."""
+    keys = [key for result in results for key in result.metrics or {}]
+    return list(dict.fromkeys(name for name, dot, metric in (key.partition(".") for key in keys) if dot and metric))
+
+
+def _read_predictions(
+    entry: str, metrics: Mapping[str, float | None] | None, read_text: ReadText
+) -> tuple[list[Prediction], dict[str, list[Prediction]]]:
+    """Read the answers to the first test set, and those to every other one by its name."""
+    names = [key.removesuffix(_ACCURACY) for key in metrics or {} if key.endswith(_ACCURACY)]
+
+    def read(file: str) -> list[Prediction]:
+        rows = read_lines(f"{entry}/{file}", read_text, typing.get_type_hints(Prediction))
+        return [Prediction(**row) for row in rows]
+
+    return read("predictions.jsonl"), {name: read(f"predictions/{name}.jsonl") for name in names}
+
+
+_ACCURACY = ".accuracy"

@@ -125,6 +125,20 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     return Table(header, rows, num_text_columns=2)
 
 
+def sets_table(results: Sequence[Result], sets: Sequence[str]) -> Table:
+    """Build a table of accuracies, one column for each test set but the first, with paired tests against `coconut`."""
+    reference = find_last(results, "coconut")
+    rows = []
+    for result in results:
+        row = [result.label]
+        for name in sets:
+            one = result.of_set(name)
+            p = None if reference is None or reference is result else paired_p(one, reference.of_set(name))
+            row.append(format_accuracy(one) + (f", p {format_p(p)}" if p is not None else ""))
+        rows.append(row)
+    return Table(["entry", *(f"{name} [95 %]" for name in sets)], rows)
+
+
 _INDENT = 3 * "\N{NO-BREAK SPACE}"
 
 
