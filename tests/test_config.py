@@ -62,7 +62,11 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("curriculum.cot.parent", "latent_4", "a cycle, cot <- latent_4 <- latent_3 <- latent_2 <- latent_1 <- cot"),
         ("curriculum.latent_2.latent_stage", 0, "curriculum.latent_2.latent_stage: found 0, wanted at least 1"),
         ("curriculum.cot.latent_stage", 2, "curriculum.cot.latent_stage: found 2, wanted 0 with method cot"),
-        ("curriculum", {}, "curriculum: found no entry"),
+        (
+            "evaluate.expected",
+            {"tset": 0.5},
+            "evaluate.expected.tset: no such test set, wanted one of data.tests: test",
+        ),
         ("curriculum", None, "curriculum: found null, wanted a mapping"),
         ("train", [1], "train: found a list, wanted a mapping"),
         ("data.generator", None, "data.train.format: found 'generated', but data.generator is none"),

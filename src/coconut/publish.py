@@ -57,7 +57,7 @@ def collect(params: Params, entry: str) -> dict[str, bytes]:
     """Return every file to upload, by name: the checkpoint's, with a card that holds the entry's results."""
     # Imported here: transformers takes seconds, which a wrong argument need not wait for.
     from coconut.checkpoints.card import CARD_FILE, describe_entry, write_card
-    from coconut.checkpoints.folder import read_meta
+    from coconut.checkpoints.meta import read_meta
     from coconut.data.tokenizer import load_tokenizer
 
     folder, settings = checkpoint_dir(entry), params.curriculum[entry]

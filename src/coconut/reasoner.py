@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coconut.arguments import as_list, check_device, check_example, check_not_blank, check_number
 from coconut.checkpoints.card import CARD_FILE, write_card
 from coconut.checkpoints.feedback import load_feedback, save_feedback
-from coconut.checkpoints.folder import META_FILE, load_checkpoint, save_checkpoint
+from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
 from coconut.checkpoints.markers import add_markers
-from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta
+from coconut.checkpoints.origin import find_model
+from coconut.checkpoints.released import KNOWN
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
@@ -29,8 +31,7 @@ from coconut.data.encoding import (
 )
 from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_prompt, build_view
-from coconut.evaluation.answers import extract_answer
-from coconut.evaluation.evaluator import Evaluator
+from coconut.evaluation.evaluator import Evaluator, read_answer
 from coconut.files import replace_file
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.head import num_positions
@@ -78,7 +79,7 @@ class Reasoner:
         markers: bool | None = None,
         device: str = "cpu",
     ) -> "Reasoner":
-        """Open a checkpoint of this pipeline, or a plain Hugging Face folder.
+        """Open a checkpoint of this pipeline, one of the hub ids in docs/released.md, or a plain Hugging Face folder.
 
         A checkpoint says itself how many thoughts it was trained with; what is given here wins.
         For a plain folder all three must be given. Markers that its vocabulary holds are kept.
@@ -93,7 +94,9 @@ class Reasoner:
         if markers is not None and not isinstance(markers, bool):
             raise ValueError(f"markers: found {markers!r}, wanted True or False")
         check_device(device)
-        model, tokenizer, meta = load_checkpoint(Path(folder), device=device)
+        path = _find_folder(folder)
+        model, tokenizer, meta = load_checkpoint(path, device=device)
+        meta = meta or KNOWN.get(str(folder))
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
         if meta is None:
             missing = [name for name, value in given.items() if value is None]
@@ -106,7 +109,7 @@ class Reasoner:
             meta = CheckpointMeta.of("coconut", max_latent_stage or 0, paper, prompt="plain")
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         iterations = meta.parallel_iterations
-        feedback = load_feedback(Path(folder), meta.thought, model, parallel_iterations=iterations)
+        feedback = load_feedback(path, meta.thought, model, parallel_iterations=iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -169,7 +172,7 @@ class Reasoner:
         )
         texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
         return [
-            Solution(text, extract_answer(text), row.num_tokens, plan.num_latents, row.truncated)
+            Solution(text, read_answer(text, self.meta.answer), row.num_tokens, plan.num_latents, row.truncated)
             for row, text in zip(rows, texts, strict=True)
         ]
 
@@ -276,6 +279,11 @@ class Reasoner:
             word = find_unknown_word(self.tokenizer, ids, text)
             if word is not None:
                 logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
+
+
+def _find_folder(name: Path | str) -> Path:
+    """Return a folder, or the local copy of one of the hub's models of which we know how to ask them."""
+    return find_model(str(name), None) if str(name) in KNOWN and not Path(name).is_dir() else Path(name)
 
 
 def _edit(intervene: Intervention, places: Sequence[int]) -> Edit:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from coconut.checkpoints.released import read_projector
 from coconut.checkpoints.tensors import RESTORE, read_tensors, save_tensors
 from coconut.model.feedback import Feedback, build_feedback
 
@@ -30,9 +31,13 @@ def load_feedback(
     """
     feedback = build_feedback(thought, model, parallel_iterations=parallel_iterations, seed=seed or 0)
     wanted, path = feedback.state_dict(), folder / WEIGHTS_FILE
-    if not wanted or (seed is not None and not path.is_file()):
+    if not wanted:
         return feedback
-    found = read_tensors(path, f"the weights of thought {thought!r}")
+    # A released model holds them among its own weights.
+    found = {} if path.is_file() or not (folder / "config.json").is_file() else read_projector(folder)
+    if not found and not path.is_file() and seed is not None:
+        return feedback
+    found = found or read_tensors(path, f"the weights of thought {thought!r}")
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     wanted_shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if shapes != wanted_shapes:

@@ -11,14 +11,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta, read_meta
 from coconut.checkpoints.tensors import RESTORE
-from coconut.checkpoints.weights import load_model, quiet_transformers, read_json
-from coconut.config.strict import parse
-from coconut.config.thought import parse_thought
+from coconut.checkpoints.weights import load_model, quiet_transformers
 from coconut.data.tokenizer import load_tokenizer
-
-META_FILE = "coconut.json"
 
 
 def load_checkpoint(
@@ -98,24 +94,3 @@ def _no_checkpoint(folder: Path) -> str:
     meant = missing.with_name(near[0]) / folder.relative_to(missing) if near and not missing.exists() else None
     question = f" did you mean {meant}?" if meant else " correct the path, or let `dvc repro` make the checkpoint"
     return f"{folder}: found {found}, wanted a checkpoint;{question}"
-
-
-def read_meta(folder: Path) -> CheckpointMeta:
-    """Read how a checkpoint was trained.
-
-    Raises:
-        ValueError: if its `coconut.json` is missing or damaged.
-    """
-    path = folder / META_FILE
-    found, fields = read_json(path), dataclasses.fields(CheckpointMeta)
-    # Keys with a default were added later: checkpoints from before them are still read.
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    if not required <= found.keys() <= {field.name for field in fields}:
-        wanted = sorted(field.name for field in fields)
-        raise ValueError(f"{path}: found {sorted(found)!s:.300}, wanted exactly the keys {wanted}; {RESTORE}")
-    try:
-        meta: CheckpointMeta = parse(found, CheckpointMeta, "")
-        parse_thought(meta.thought)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; {RESTORE}") from None
-    return meta

@@ -8,8 +8,10 @@ import torch
 from loguru import logger
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut.checkpoints.feedback import load_feedback, save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
+from coconut.checkpoints.released import find_meta
 from coconut.checkpoints.support import check_supported
 from coconut.checkpoints.weights import build_model, load_model, quiet_transformers, read_config
 from coconut.config.messages import first_line
@@ -35,7 +37,7 @@ def prepare_base(params: Params, examples: Iterable[Example], output_dir: Path) 
         ValueError: if `params.model` cannot be found, read, or used as a decoder-only model.
         OSError: if `output_dir` cannot be written.
     """
-    folder = _locate(params.model, params.revision)
+    folder = find_model(params.model, params.revision)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model: {folder} has no config.json; wanted a Hugging Face folder, or one with a config.json")
     if _has_weights(folder):
@@ -48,10 +50,15 @@ def prepare_base(params: Params, examples: Iterable[Example], output_dir: Path) 
         logger.info("base: {} of {}, random weights from seed {}", type(model).__name__, _size(model), params.seed)
     check_supported(model)
     check_free_space({output_dir: sum(weight.numel() * weight.element_size() for weight in model.parameters())})
+    meta = find_meta(params.model, folder)
     num_tokens = len(tokenizer)
     add_markers(model, tokenizer)
     logger.info("base: {} tokens, {} of them new", len(tokenizer), len(tokenizer) - num_tokens)
-    save_checkpoint(output_dir, model, tokenizer, None)
+    feedback = None if meta is None else load_feedback(folder, meta.thought, model)
+    save_checkpoint(output_dir, model, tokenizer, meta)
+    if meta is not None and feedback is not None:
+        save_feedback(output_dir, feedback)
+        logger.info("base: trained before, by {} at stage {}, and scored so", meta.method, meta.latent_stage)
     _warn_of_other_tokenizer(output_dir, tokenizer)
 
 
@@ -113,8 +120,12 @@ def _random_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -
 # --- the hub --------------------------------------------------------------------------------
 
 
-def _locate(model: str, revision: str | None) -> Path:
-    """Find the folder that `model` names, fetching it from the hub if it is not a local one."""
+def find_model(model: str, revision: str | None) -> Path:
+    """Find the folder that `model` names, fetching it from the hub if it is not a local one.
+
+    Raises:
+        ValueError: it is no folder here, and the hub does not give it.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -18,6 +18,8 @@ from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
 from coconut.files import amount
 
+PROJECTOR = "projector."
+"""Of a released model: names of the weights of its thought's network, which lie among the model's own."""
 _MAX_LAYERS = 1_000
 _FETCH = "fetch or write the folder again"
 
@@ -142,7 +144,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
         ValueError: if config, weights or `generation_config.json` are missing, damaged or do not fit together.
     """
     config = read_config(folder)
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         check_header(path)
     if (folder / "generation_config.json").is_file():
         read_json(folder / "generation_config.json")
@@ -176,7 +178,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
     return typing.cast(PreTrainedModel, model)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights; an index may name only files next to it."""
     single, index_path = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() or not index_path.is_file():
@@ -212,8 +214,7 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
             f"{folder}: its weights lack {len(names)} tensors of a {type(model).__name__}, {names[0]} among them;"
             f" wanted all of them; {_FETCH}"
         )
-    if unexpected:
-        names = sorted(unexpected)
+    if names := sorted(name for name in unexpected if not name.startswith(PROJECTOR)):
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         logger.warning(
             "{}: loaded as {}; dropped weights it has no place for: {}", folder, type(model).__name__, listed

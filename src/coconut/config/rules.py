@@ -39,8 +39,6 @@ def check_entry_names(names: Iterable[Any]) -> None:
                 " name: some disks keep both in one folder below outputs/"
             )
         seen[name.lower()] = name
-    if not seen:
-        raise ValueError("curriculum: found no entry, wanted at least one")
 
 
 def check_curriculum(entries: Mapping[str, Entry]) -> None:
@@ -127,6 +125,16 @@ def check_data(data: DataConfig) -> None:
             _check_hub(source.hub, f"{path}.hub")
             if source.hub_split is None:
                 raise ValueError(f"{path}.hub_split: missing; name the split of {source.hub} to read, such as train")
+
+
+def check_expected(expected: Mapping[str, float] | None, tests: Iterable[str]) -> None:
+    """Check that an expected accuracy is that of a test set."""
+    for name in expected or {}:
+        if name not in tests:
+            raise ValueError(
+                f"evaluate.expected.{key_shown(name)}: no such test set, wanted one of data.tests: {', '.join(tests)}"
+                f"{suggest(name, list(tests))}"
+            )
 
 
 def _check_test_names(names: Iterable[Any]) -> None:

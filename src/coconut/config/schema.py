@@ -177,8 +177,9 @@ class DataConfig:
 class EncodeConfig:
     """The section `encode`: how text becomes token ids."""
 
-    prompt: Literal["plain", "chat"]
-    """`chat` puts the tokenizer's chat template around the question."""
+    prompt: Literal["plain", "bare", "chat"]
+    """`plain` ends the line after the question; `bare` does not, as CODI's checkpoints want it; `chat` puts the
+    tokenizer's chat template around it."""
 
 
 # --- the method -----------------------------------------------------------------------------
@@ -236,6 +237,8 @@ class EvaluateConfig:
     precision: Literal["fp32", "tf32", "bf16"]
     max_examples: CountOrAll
     """Examples of each split that are scored: the first ones."""
+    expected: Annotated[Mapping[str, Share] | None, Word("none")] = None
+    """By test set: the accuracy that others report for the untouched `model`, to be shown beside ours."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The grammar of `thought:` in `params.yaml`, which names what is fed back as a thought.
 
-    form    = state | "normalised" | "normalised(" state ")" | "projection" | "projection(" state ")"
+    form    = state | finish | finish "(" state ")"
+    finish  = "normalised" | "projection" | "projector"
     state   = hidden | removed | hidden "+" removed | "input+" removed
     hidden  = "hidden[" layer "]"
     removed = "suppressed[" layer "]" | "suppressed[" layer ":]"
@@ -25,7 +26,7 @@ FORMS = (
     "suppressed[LAYER:]",
     "hidden[LAYER]+suppressed[LAYER:]",
     "input+suppressed[LAYER:]",
-    "normalised(...) and projection(...) around any of these, or alone around hidden[-1]",
+    "normalised(...), projection(...) and projector(...) around any of these, or alone around hidden[-1]",
 )
 
 _QUOTING = """-S "latent.thought='hidden[-2]'\""""
@@ -35,7 +36,7 @@ _STATE = re.compile(
     rf"(?:(?:hidden\[(?P<hidden>{_LAYER})\]|(?P<input>input))(?P<plus>\+)?)?"
     rf"(?:suppressed\[(?P<suppressed>{_LAYER})(?P<upward>:)?\])?"
 )
-_FINISHED = re.compile(r"(?P<finish>normalised|projection)(?:\((?P<state>[^()]+)\))?")
+_FINISHED = re.compile(r"(?P<finish>normalised|projection|projector)(?:\((?P<state>[^()]+)\))?")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class Form:
     """The layer whose suppressed activations are fed back."""
     upward: bool
     """Whether the suppressed activations of all layers above it are added."""
-    finish: Literal["normalised", "projection"] | None
+    finish: Literal["normalised", "projection", "projector"] | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a network of its own is trained with the model."""
+        return self.finish in ("projection", "projector")
 
 
 def parse_thought(thought: str) -> Form:
@@ -73,7 +79,7 @@ def parse_thought(thought: str) -> Form:
             f"thought: found {shown(thought)}, wanted one of {', '.join(FORMS)}; LAYER is a whole number"
             " (0 the embeddings, 1 the first layer, -1 the last) or a fraction such as 0.5;"
             f" on a command line, quote it twice: {_QUOTING}"
-            + suggest(re.sub(r"-?[0-9.]+", "LAYER", thought), (*FORMS[:-1], "normalised", "projection"))
+            + suggest(re.sub(r"-?[0-9.]+", "LAYER", thought), (*FORMS[:-1], "normalised", "projection", "projector"))
         )
     return Form(
         hidden=state["hidden"],

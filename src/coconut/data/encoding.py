@@ -160,4 +160,6 @@ def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
 
 
 def _question_texts(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], prompt: str) -> list[str]:
-    return render_prompts(tokenizer, questions) if prompt == "chat" else [f"{question}\n" for question in questions]
+    if prompt == "chat":
+        return render_prompts(tokenizer, questions)
+    return list(questions) if prompt == "bare" else [f"{question}\n" for question in questions]

@@ -10,6 +10,8 @@ from coconut.evaluation.quantities import read_quantity
 _DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
 """Digits set apart (`5 5 6 0`, the multiplication sets), or with a needless 0 in front."""
 
+_NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
+
 _OPTION = re.compile(
     r"(?:(?:option|choice|answer):? )?(?:(?P<bare>[a-j])|\((?P<round>[a-j])\)[:.]?|(?P<marked>[a-j])(?:[):]|\.(?= )))"
     r"(?:(?<!\w) ?(?P<content>.+))?",
@@ -36,6 +38,18 @@ def extract_answer(text: str) -> str | None:
     """
     line = find_answer_line(join_thin_groups(text))
     return None if line is None else normalise(line)
+
+
+def extract_last_number(text: str) -> str | None:
+    """Find the last number in what a model generated, as the evaluations of CODI do; None when there is none.
+
+    >>> extract_last_number("12 eggs cost 3,000.50. The answer is: -1,234.")
+    '-1234'
+    >>> extract_last_number("none") is None
+    True
+    """
+    found = _NUMBER.findall(text.replace(",", ""))
+    return found[-1].rstrip(".") if found else None
 
 
 def same_answer(found: str | None, gold: str) -> bool:

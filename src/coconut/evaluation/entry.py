@@ -11,8 +11,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from coconut.checkpoints.feedback import load_feedback
-from coconut.checkpoints.folder import META_FILE, load_checkpoint
-from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.folder import load_checkpoint
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, Params
@@ -77,10 +77,19 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     flat = {key: metrics[key] for key in METRICS}
     for split in list(names)[1:]:
         flat |= {f"{names[split]}.{key}": sets[split].metrics[key] for key in SET_METRICS}
+    if name == BASE:
+        flat |= _expected(params)
     with writing(OUTPUTS_DIR / name):
         _write(name, flat, {split: sets[split].outcomes for split in names})
     if scored is not None:
         scored.drop_others()
+
+
+def _expected(params: Params) -> dict[str, float]:
+    """Return what others report for the untouched model, by the names of the metrics."""
+    expected, names = params.evaluate.expected or {}, params.data.test_names
+    prefixes = {name: "" if split == "test" else f"{name}." for split, name in names.items()}
+    return {f"{prefixes[name]}expected": value for name, value in expected.items()}
 
 
 def _num_bytes(params: Params, splits: Iterable[str]) -> int:
@@ -133,6 +142,11 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
     if meta is None:
         # The base model, which nobody has trained: it is asked to answer with a chain of thought.
         meta = CheckpointMeta.of("cot", 0, params.latent, prompt=params.encode.prompt)
+    if meta.prompt != params.encode.prompt:
+        raise ValueError(
+            f"encode.prompt: found {params.encode.prompt}, wanted {meta.prompt}, by which {folder / META_FILE} says"
+            " that the model was trained; set it so"
+        )
     plan, room = meta.plan(), num_positions(model)
     if plan.num_latents >= room:
         raise ValueError(
@@ -149,6 +163,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
         options=PassOptions(fast=params.runtime.fast),
+        answer=meta.answer,
     )
 
 

@@ -9,13 +9,14 @@ import torch
 from loguru import logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut.checkpoints.meta import AnswerRule
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.devices import explain_failure, is_out_of_memory
-from coconut.evaluation.answers import extract_answer, same_answer
+from coconut.evaluation.answers import extract_answer, extract_last_number, same_answer
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
@@ -59,6 +60,8 @@ class Evaluator:
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
     options: PassOptions = field(default_factory=PassOptions)
+    answer: AnswerRule = "marked"
+    """Where the model says its answer."""
     num_oom_retries: int = 0
 
     @property
@@ -153,7 +156,7 @@ class Evaluator:
         decoded = self.decode(prompts, on_rows=on_rows)
         texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
         rows = zip(columns["index"], decoded, texts, strict=True)
-        return [judge(index, examples[index], row, text) for index, row, text in rows]
+        return [judge(index, examples[index], row, text, self.answer) for index, row, text in rows]
 
     def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too.
@@ -177,9 +180,14 @@ class Evaluator:
             done += len(places)
 
 
-def judge(index: int, example: Example, row: Decoded, text: str) -> Outcome:
+def read_answer(text: str, rule: AnswerRule) -> str | None:
+    """Find the answer where a model's rule says that it stands; None when there is none."""
+    return extract_answer(text) if rule == "marked" else extract_last_number(text)
+
+
+def judge(index: int, example: Example, row: Decoded, text: str, rule: AnswerRule) -> Outcome:
     """Compare what one row generated with the gold answer."""
-    answer = extract_answer(text)
+    answer = read_answer(text, rule)
     return Outcome(
         index=index,
         num_steps=len(example.steps),

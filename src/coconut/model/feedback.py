@@ -10,7 +10,7 @@ state L leaves the final norm. All others are before that norm.
 * `hidden[m]+suppressed[l:]` and `input+suppressed[l:]` add that to a hidden state, or to the input embedding of the
   column that thinks, which is itself a thought from the second thought on.
 * `normalised(...)` scales to the root mean square of the embedding table; see `normalise`.
-* `projection(...)` applies a small trained network; see `Projection`.
+* `projection(...)` and `projector(...)` apply a small trained network; see `Projection` and `Projector`.
 
 Every form reads one column of one row, so batches, padding and caches do not change it.
 
@@ -53,8 +53,8 @@ _LAST: Source = attrgetter("last")
 class Feedback(nn.Module):
     """Turns the states of a column into the next column's input embedding; by default as in the paper.
 
-    It holds trained weights only for `projection`. It holds what it needs of the model as functions, so that the
-    model's weights are not counted twice.
+    It holds trained weights only for `projection` and `projector`. It holds what it needs of the model as functions,
+    so that the model's weights are not counted twice.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ def build_feedback(thought: str, model: PreTrainedModel, *, parallel_iterations:
     """Build the feedback that `thought` names, for this model.
 
     Args:
-        seed: of the weights of `projection`.
+        seed: of the weights of `projection` and `projector`.
 
     Raises:
         ValueError: for an unknown form, listing the known ones, or a layer that the model does not have.
@@ -126,9 +126,10 @@ def _build_finish(form: Form, model: PreTrainedModel, seed: int) -> Function | N
     embed = model.get_input_embeddings()
     if form.finish == "normalised":
         return partial(normalise, embed=embed.__call__, num_rows=embed.weight.shape[0])
-    if form.finish == "projection":
-        return Projection(embed.weight.shape[1], seed).to(embed.weight)
-    return None
+    if form.finish is None:
+        return None
+    kind = Projection if form.finish == "projection" else Projector
+    return kind(embed.weight.shape[1], seed).to(embed.weight)
 
 
 # --- sources --------------------------------------------------------------------------------
@@ -226,13 +227,10 @@ def normalise(x: Tensor, *, embed: Function, num_rows: int) -> Tensor:
     return (exact * (wanted / found)).to(x.dtype)
 
 
-class Projection(nn.Module):
-    """Computes x + W2 gelu(W1 layernorm(x)), trained with the model; the weights are D x D.
+class _Network(nn.Module):
+    """A norm and two linear maps, D x D, drawn from a seed."""
 
-    W2 starts at 0, so that training starts exactly from the form inside the brackets; W1 is drawn from the seed.
-    """
-
-    def __init__(self, width: int, seed: int) -> None:
+    def __init__(self, width: int, seed: int, *, drawn: Sequence[str]) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         # The usual construction would draw from the global generator.
@@ -240,10 +238,36 @@ class Projection(nn.Module):
         self.outer = nn.Linear(width, width, device="meta").to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            self.inner.weight.copy_(torch.randn(width, width, generator=generator) / width**0.5)
-            for zero in (self.inner.bias, self.outer.weight, self.outer.bias):
-                zero.zero_()
+            for name, parameter in (*self.inner.named_parameters("inner"), *self.outer.named_parameters("outer")):
+                if name in drawn:
+                    parameter.copy_(torch.randn(width, width, generator=generator) / width**0.5)
+                else:
+                    parameter.zero_()
+
+
+class Projection(_Network):
+    """Computes x + W2 gelu(W1 layernorm(x)), trained with the model; the weights are D x D.
+
+    W2 starts at 0, so that training starts exactly from the form inside the brackets; W1 is drawn from the seed.
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__(width, seed, drawn=["inner.weight"])
 
     def forward(self, x: Tensor) -> Tensor:
         inner: Tensor = self.inner(self.norm(x.to(self.inner.weight.dtype)))
         return x + cast(Tensor, self.outer(functional.gelu(inner))).to(x.dtype)
+
+
+class Projector(_Network):
+    """Computes layernorm(W2 gelu(W1 x)), the thought of CODI; the weights are D x D, both drawn from the seed.
+
+    Source: Shen et al. 2025 (arXiv:2502.21074).
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__(width, seed, drawn=["inner.weight", "outer.weight"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.gelu(self.inner(x.to(self.inner.weight.dtype)))
+        return cast(Tensor, self.norm(self.outer(hidden))).to(x.dtype)

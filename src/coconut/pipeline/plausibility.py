@@ -28,6 +28,8 @@ def most_rows(data: DataConfig) -> NumRows:
 def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
     """Return a warning for each value that is too small, or too large, for these numbers of rows."""
     doubts = [*_doubts_about_model(params.model), *doubts_about_splits(params, num_rows)]
+    if not params.curriculum:
+        doubts.append("curriculum: no entry, so that nothing is trained, and only the model itself is scored")
     for name in params.curriculum:
         doubts += doubts_about_entry(params.curriculum, name, num_rows["train"])
     return doubts

@@ -6,12 +6,13 @@ from typing import Any
 
 from loguru import logger
 
-from coconut.config.schema import Params
+from coconut.checkpoints.meta import META_FILE, read_meta
+from coconut.config.schema import BASE, Params
 from coconut.data.examples import read_examples
 from coconut.data.mapped import load_encoded
 from coconut.evaluation.entry import check_entry, open_evaluator, write_receipt
 from coconut.files import replace_file, writing
-from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR
+from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR, checkpoint_dir
 from coconut.probing.conclusion import conclude
 from coconut.probing.decoding import measure_decoded, measure_geometry
 from coconut.probing.graphs import Graphs, measure_graphs
@@ -58,7 +59,10 @@ def _open_subject(params: Params, name: str) -> tuple[Subject, int]:
     asked = [examples[index] for index in indices]
     subject = Subject(evaluator, asked, list(encoded.examples()), indices, params.encode.prompt)
     entry = params.curriculum.get(name)
-    return subject, (params.latent if entry is None else entry.latent).c_thought
+    if entry is not None:
+        return subject, entry.latent.c_thought
+    folder = checkpoint_dir(BASE)
+    return subject, (read_meta(folder) if (folder / META_FILE).is_file() else params.latent).c_thought
 
 
 def probe(subject: Subject, c_thought: int, *, count: int, top: int) -> tuple[list[Row], str]:

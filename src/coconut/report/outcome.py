@@ -14,7 +14,9 @@ def describe_outcome(results: Sequence[Result]) -> str:
     reference = find_last(results, "coconut")
     if reference is None or reference.metric("accuracy") is None:
         best = max((one for one in _scored(results)), key=_accuracy, default=None)
-        return "Nothing is evaluated yet." if best is None else f"{_share(best)}; that is the best of all entries."
+        if best is None:
+            return "Nothing is evaluated yet."
+        return f"{_share(best)}{'; that is the best of all entries' if len(results) > 1 else ''}."
     sentences = [f"{_share(reference)}."]
     words = find_last(results, "cot")
     rivals = [one for one in _scored(results) if one.method not in ("coconut", "cot") and one.name != BASE]

@@ -26,7 +26,7 @@ from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
 from coconut.report.results import Result, find_last, find_sets, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
-from coconut.report.tables import Table, accuracy_table, facts_table, sets_table, tree_table
+from coconut.report.tables import Table, accuracy_table, expected_table, facts_table, sets_table, tree_table
 from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
@@ -84,6 +84,9 @@ def build_sections(
     ]
     if sets:
         sections.append(Section("Further test sets", _sets_text(results), sets_table(results, sets)))
+    expected = expected_table(results)
+    if expected is not None:
+        sections.append(Section("Expected figures", _EXPECTED_TEXT, expected))
     if paper is not None:
         sections.append(Section("The arms in the paper's layout", PAPER_NOTE, paper))
     sections += _thought_sections(results, colours)
@@ -111,6 +114,7 @@ def _sets_text(results: Sequence[Result]) -> str:
     return f"The same checkpoints on other questions; training and selection saw none of them.{against}"
 
 
+_EXPECTED_TEXT = "What others report for this model (`evaluate.expected`), beside what was found here."
 _PARTIAL_TEXT = "These stages of the pipeline are not up to date, so the results below are incomplete or marked."
 _STEPS_TEXT = "Each group has its own 95 % Wilson interval."
 _UPDATES_TEXT = (

@@ -7,8 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from coconut.config.schema import BASE
 from coconut.evaluation.statistics import mcnemar
-from coconut.report.results import Result, find_last
+from coconut.report.results import Result, find_last, find_sets
 from coconut.report.svg import share_bar
 from coconut.report.text import (
     NOT_THERE,
@@ -137,6 +138,21 @@ def sets_table(results: Sequence[Result], sets: Sequence[str]) -> Table:
             row.append(format_accuracy(one) + (f", p {format_p(p)}" if p is not None else ""))
         rows.append(row)
     return Table(["entry", *(f"{name} [95 %]" for name in sets)], rows)
+
+
+def expected_table(results: Sequence[Result]) -> Table | None:
+    """Compare the untouched model's accuracies with those that others report for it; None where none was given."""
+    base = next((result for result in results if result.name == BASE), None)
+    if base is None or base.metrics is None:
+        return None
+    sets = {"test": base} | {name: base.of_set(name) for name in find_sets([base])}
+    rows = []
+    for name, one in sets.items():
+        expected, low, high = (one.metric(key) for key in ("expected", "accuracy_low", "accuracy_high"))
+        if expected is not None and low is not None and high is not None:
+            verdict = "inside" if low <= expected <= high else "outside"
+            rows.append([name, f"{expected:.3f}", format_accuracy(one), verdict])
+    return Table(["test set", "expected", "found [95 %]", "expected is"], rows) if rows else None
 
 
 _INDENT = 3 * "\N{NO-BREAK SPACE}"

@@ -10,8 +10,8 @@ from loguru import logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.checkpoints.feedback import load_feedback
-from coconut.checkpoints.folder import META_FILE, load_checkpoint
-from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.folder import load_checkpoint
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.config.schema import BASE, Entry, Params
 from coconut.config.thought import check_layers, parse_thought
@@ -95,7 +95,7 @@ def _build_trainer(
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:
     # Where the parent trained a network of its own, fresh weights in its place would be a silent loss.
-    parent_has_weights = parent is not None and parse_thought(parent.thought).finish == "projection"
+    parent_has_weights = parent is not None and parse_thought(parent.thought).has_weights
     return load_feedback(
         checkpoint_dir(entry.parent),
         entry.latent.thought,
