@@ -1,7 +1,9 @@
 """The answer parser: literal pairs, every gold answer of the real files, and properties."""
 
 import json
+import random
 import re
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -304,3 +306,42 @@ def test_an_answer_of_one_line_survives_being_written_and_extracted(gold):
 @given(st.text() | st.text(alphabet="#.,15 a\n\x1c\u2028-$"))
 def test_every_answer_that_readers_accept_is_right_when_written(gold):
     assert same_answer(extract_answer(f"### {gold}"), gold) or not is_scorable(gold)
+
+
+# --- tolerance ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "tolerance", "wanted"),
+    [
+        ("3244047.1", "3244047.0999999996", None, False),
+        ("3244047.1", "3244047.0999999996", 1e-6, True),
+        ("3244047.11", "3244047.0999999996", 1e-6, False),
+        ("3.14159", "3.14", "decimals", True),
+        ("3.145", "3.14", "decimals", True),
+        ("3.1451", "3.14", "decimals", False),
+        ("18.4", "18", "decimals", False),
+        ("18.0", "18", "decimals", True),
+        ("1/3", "0.33", "decimals", True),
+        ("$3.141", "3.14 dollars", "decimals", True),
+        ("3.141 km", "3.14 kg", "decimals", False),
+        ("(B) 3.141", "(C) 3.14", 1.0, False),
+        ("0 5 1", "0 5 2", 100.0, False),
+        ("yes", "no", 1e9, False),
+        ("1e999999999", "1.0", 1e300, False),
+        ("1e999999999", "1e999999999", 1e-6, True),
+        (None, "1", 1e9, False),
+    ],
+)
+def test_a_tolerance_lets_numbers_differ_and_nothing_else(found, gold, tolerance, wanted):
+    assert same_answer(found, gold, tolerance) is wanted
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_tolerance_is_a_distance_between_exact_values(seed):
+    draw = random.Random(seed)
+    gold, off, tolerance = (Decimal(draw.randint(-(10**9), 10**9)).scaleb(-draw.randint(0, 8)) for _ in range(3))
+    tolerance = float(abs(tolerance) or Decimal(1))
+    found = gold + off
+    wanted = found == gold or abs(Fraction(found) - Fraction(gold)) <= Fraction(tolerance)
+    assert same_answer(f"{found:f}", f"{gold:f}", tolerance) is wanted

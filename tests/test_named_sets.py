@@ -182,6 +182,32 @@ def test_every_set_is_scored_as_it_would_be_alone(project: Path) -> None:
     assert (project / "outputs/cot/predictions/test.jsonl").read_bytes() == first
 
 
+def test_a_set_may_be_scored_apart_by_the_kind_of_its_questions(project: Path) -> None:
+    rows = [row | {"kind": f"kind {n % 2}" if n < 8 else None} for n, row in enumerate(sums(200)[90:102])]
+    (project / "data/raw/kinds.json").write_text(json.dumps(rows))
+    fields = {"question": "question", "answer": "answer", "group": "kind"}
+    write_params(project, {"data.tests.kinds": {"format": "fields", "file": "kinds.json", "fields": fields}})
+    succeed(project, *STAGES)
+    lines = (project / "outputs/cot/predictions/kinds.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("group") for line in lines] == [*["kind 0", "kind 1"] * 4, *[None] * 4]
+    assert "group" not in (project / "outputs/cot/predictions.jsonl").read_text()
+    succeed(project, "probe@cot", "evaluate@base", "probe@base", "report")
+    page = (project / "outputs/report/report.md").read_text()
+    table = page.partition("## Accuracy by kind of question of kinds")[2]
+    assert "kind 0 (4)" in table
+    assert "no kind (4)" in table
+    assert "## Accuracy by kind of question\n" not in page
+
+
+def test_a_tolerance_of_the_evaluation_counts_near_numbers_as_right(project: Path) -> None:
+    succeed(project, *STAGES)
+    before = json.loads((project / "outputs/cot/metrics.json").read_text())
+    write_params(project, {"evaluate.tolerance": 1000.0})
+    succeed(project, "evaluate@cot")
+    after = json.loads((project / "outputs/cot/metrics.json").read_text())
+    assert before["accuracy"] < after["accuracy"] == 1 - after["no_answer_share"]
+
+
 OUTCOME = Outcome(3, 2, "5", None, False, True, 4, "text \u2028 \U0001f9e0")
 
 

@@ -127,7 +127,11 @@ FORMS = [
         Example("q", ["<<7+2=9>>"], "9"),
     ),
     ("gsm_hard", {"input": "q", "code": "def solution():\n", "target": -9867630.0}, Example("q", [], "-9867630.0")),
-    ("gsm_plus", {"question": "q", "answer": "18", "perturbation_type": "reversal"}, Example("q", [], "18")),
+    (
+        "gsm_plus",
+        {"question": "q", "answer": "18", "perturbation_type": "reversal"},
+        Example("q", [], "18", "reversal"),
+    ),
     ("multiarith", {"question": "q", "final_ans": "39"}, Example("q", [], "39")),
     ("multiarith", {"input": "q", "target": 39}, Example("q", [], "39")),
     ("strategy_qa", {"question": "q", "cot": "So. Yes.", "answer": True}, Example("q", ["So.", "Yes."], "true")),

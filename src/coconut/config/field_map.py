@@ -40,5 +40,7 @@ class Fields:
     """What the field of the answer holds of its choice; `letter` where it is left out. The index counts from 0."""
     answer_as: Literal["letter", "text"] | None = None
     """What the example's answer is; `letter` where it is left out."""
+    group: str | None = None
+    """A path to the kind of a question, by which accuracies are shown apart."""
     where: Mapping[str, IsNot | tuple[Scalar, ...] | Scalar] | None = None
     """Only rows whose fields hold these values are read."""

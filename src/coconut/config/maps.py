@@ -55,7 +55,7 @@ def _check_map(fields: Fields, path: str) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{path}.where: key {name!r} is {kind_of(name)}, wanted the name of a field; quote it")
     templates = [(key, getattr(fields, key)) for key in ("question", "answer", "steps")]
-    paths = [("choices", fields.choices), *(("where", name) for name in fields.where or {})]
+    paths = [("choices", fields.choices), ("group", fields.group), *(("where", name) for name in fields.where or {})]
     for check, values in ((parse_template, templates), (check_path, paths)):
         for key, value in values:
             try:

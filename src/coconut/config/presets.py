@@ -35,7 +35,12 @@ PRESETS: Mapping[Preset, tuple[Fields, ...]] = {
     "gsm8k_platinum": (_GSM8K,),
     "gsm_hard": (Fields(question="input", answer="target"),),
     "gsm_plus": (
-        Fields(question="question", answer="answer", where={"perturbation_type": IsNot("critical thinking")}),
+        Fields(
+            question="question",
+            answer="answer",
+            group="perturbation_type",
+            where={"perturbation_type": IsNot("critical thinking")},
+        ),
     ),
     "multiarith": (
         Fields(question="question", answer="final_ans"),

@@ -237,6 +237,9 @@ class EvaluateConfig:
     precision: Literal["fp32", "tf32", "bf16"]
     max_examples: CountOrAll
     """Examples of each split that are scored: the first ones."""
+    tolerance: Annotated[Literal["decimals"] | Positive | None, Word("exact")] = None
+    """What a number may differ by from the gold one: nothing; so much; or half a unit of the gold one's last decimal,
+    where it has any. Validation while training is always exact."""
     expected: Annotated[Mapping[str, Share] | None, Word("none")] = None
     """By test set: the accuracy that others report for the untouched `model`, to be shown beside ours."""
 

@@ -22,12 +22,14 @@ class Example:
     """One problem with its chain of thought.
 
     >>> Example("2 + 2 + 1 ?", ["4", "5"], "5")
-    Example(question='2 + 2 + 1 ?', steps=('4', '5'), answer='5')
+    Example(question='2 + 2 + 1 ?', steps=('4', '5'), answer='5', group='')
     """
 
     question: str
     steps: Sequence[str] = field(default_factory=tuple)
     answer: str = ""
+    group: str = ""
+    """A kind of question by which a set is scored apart; empty where the set names none."""
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, str):  # Its characters would pass for steps.
@@ -67,10 +69,11 @@ def fold(text: str) -> str:
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write one JSON object per line, with the keys in the order question, steps, answer."""
+    """Write one JSON object per line, with the keys question, steps and answer, and group where there is one."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
             fields = {"question": example.question, "steps": list(example.steps), "answer": example.answer}
+            fields |= {"group": example.group} if example.group else {}
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
@@ -103,7 +106,7 @@ def _parse_line(line: str) -> Example:
     if isinstance(fields, RepeatedKey):
         raise ValueError(f"key {fields.key!r} stands twice")
     example = Example(**fields)
-    texts = (example.question, *example.steps, example.answer)
+    texts = (example.question, *example.steps, example.answer, example.group)
     if not isinstance(fields.get("steps"), list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("a value is not text, or steps is not a list")
     "".join(texts).encode("utf-8")  # JSON may spell out half a character, which no tokenizer takes.

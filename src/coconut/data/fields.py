@@ -46,6 +46,7 @@ class FieldReader:
         parts = {"question": self._question, "answer": self._answer, "steps": self._steps}
         keys = {path: key for key, template in parts.items() if template for path in reversed(template.paths)}
         keys |= dict.fromkeys(self.fields.where or (), "where")
+        keys |= {} if self.fields.group is None else {self.fields.group: "group"}
         return keys | ({} if self.fields.choices is None else {self.fields.choices: "choices"})
 
     def keeps(self, content: Any) -> bool:
@@ -76,7 +77,13 @@ class FieldReader:
             choice = find_choice(answer, choices, self.fields.answer_names or "letter")
             question = append_choices(question, choices)
             answer = fold(choice.text) if self.fields.answer_as == "text" else choice.label
-        return make_row(question, self._read_steps(record), answer)
+        return make_row(question, self._read_steps(record), answer, self._read_group(record))
+
+    def _read_group(self, record: Mapping[str, Any]) -> str:
+        if self.fields.group is None:
+            return ""
+        value = read_scalar_or_null(record, self.fields.group)
+        return "" if value is None else str(value)
 
     def _read_answer(self, record: Mapping[str, Any]) -> str:
         answer = _fill(self._answer, record, "answer")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from coconut.config.messages import kind_of, shown
 from coconut.data.documents import JsonFloat, RepeatedKey, parse_json
-from coconut.data.examples import MARKERS, Example, is_scorable
+from coconut.data.examples import MARKERS, Example, fold, is_scorable
 
 _MARK_BEFORE_ANSWER = re.compile(r"\A#{3,}\s*(?=[^#\s])")
 
@@ -106,12 +106,11 @@ def kind_shown(value: Any) -> str:
     return "an object" if isinstance(value, dict) else kind_of(value)
 
 
-def make_row(question: str, steps: Iterable[str], answer: str) -> ParsedRow:
+def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") -> ParsedRow:
     """Strip the parts, drop empty steps, and refuse text that later stages would confuse with their own."""
     stripped = [step.strip() for step in steps]
-    example = Example(
-        question.strip(), [step for step in stripped if step], _MARK_BEFORE_ANSWER.sub("", answer.strip())
-    )
+    answer = _MARK_BEFORE_ANSWER.sub("", answer.strip())
+    example = Example(question.strip(), [step for step in stripped if step], answer, fold(group))
     parts = {"question": example.question, "answer": example.answer}
     parts |= {f"steps[{i}]": step for i, step in enumerate(example.steps)}
     for key, text in parts.items():

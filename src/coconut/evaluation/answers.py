@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from coconut.data.examples import find_answer_line
 from coconut.evaluation.markup import join_thin_groups, normalise, simplify
-from coconut.evaluation.quantities import read_quantity
+from coconut.evaluation.quantities import Tolerance, read_quantity
 
 _DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
 """Digits set apart (`5 5 6 0`, the multiplication sets), or with a needless 0 in front."""
@@ -52,7 +52,7 @@ def extract_last_number(text: str) -> str | None:
     return found[-1].rstrip(".") if found else None
 
 
-def same_answer(found: str | None, gold: str) -> bool:
+def same_answer(found: str | None, gold: str, tolerance: Tolerance = None) -> bool:
     """Compare an answer with the gold answer; None is never right.
 
     The first that applies decides:
@@ -61,7 +61,8 @@ def same_answer(found: str | None, gold: str) -> bool:
     * digit strings, where `gold` is digits set apart (`5 5 6 0`, the multiplication sets) or starts with a
       needless 0: every digit counts, zeros at either end included;
     * options: their letters, so that `(B) 12 km` is B;
-    * quantities: exact values, so that `18.0` is 18 and `1/2` is 0.5; a unit counts only where both have one.
+    * quantities: exact values, so that `18.0` is 18 and `1/2` is 0.5, unless there is a tolerance; a unit counts only
+      where both have one.
 
     >>> same_answer("$5,000.00", "5000"), same_answer("0 4 1", "4 1"), same_answer("TRUE.", "True")
     (True, False, True)
@@ -76,14 +77,14 @@ def same_answer(found: str | None, gold: str) -> bool:
     found, gold = simplify(found), simplify(gold)
     if _DIGIT_STRING.fullmatch(gold):
         return found.replace(" ", "") == gold.replace(" ", "")
-    return _same_options(found, gold) or _same_values(found, gold)
+    return _same_options(found, gold) or _same_values(found, gold, tolerance)
 
 
-def _same_values(found: str, gold: str) -> bool:
+def _same_values(found: str, gold: str, tolerance: Tolerance) -> bool:
     if found.casefold() == gold.casefold():
         return True
     found_quantity, gold_quantity = read_quantity(found), read_quantity(gold)
-    return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity)
+    return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity, tolerance)
 
 
 class _Option(NamedTuple):
@@ -105,5 +106,5 @@ def _same_options(found: str, gold: str) -> bool:
     if found_option is None or gold_option is None or found_option.letter != gold_option.letter:
         return False
     return not (found_option.content and gold_option.content) or _same_values(
-        simplify(found_option.content), simplify(gold_option.content)
+        simplify(found_option.content), simplify(gold_option.content), None
     )

@@ -1,6 +1,5 @@
 """One entry's checkpoint to its metrics and predictions."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -164,6 +163,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         autocast=accelerator.autocast,
         options=PassOptions(fast=params.runtime.fast),
         answer=meta.answer,
+        tolerance=params.evaluate.tolerance,
     )
 
 
@@ -279,8 +279,7 @@ def _write(name: str, metrics: Mapping[str, Any], outcomes: Mapping[str, Sequenc
     }
     for split, file in files.items():
         in_order = sorted(outcomes[split], key=lambda outcome: outcome.index)
-        lines = (json.dumps(dataclasses.asdict(outcome), ensure_ascii=False) + "\n" for outcome in in_order)
-        replace_file(output_dir / file, "".join(lines))
+        replace_file(output_dir / file, "".join(outcome.to_json() for outcome in in_order))
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write_receipt(RECEIPTS_DIR, name, [*_REPORTED, *list(files.values())[1:]])
 

@@ -1,5 +1,7 @@
 """Score a model on a split: loss, and accuracy by batched greedy generation."""
 
+import dataclasses
+import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +19,7 @@ from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.devices import explain_failure, is_out_of_memory
 from coconut.evaluation.answers import extract_answer, extract_last_number, same_answer
+from coconut.evaluation.quantities import Tolerance
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
@@ -42,6 +45,13 @@ class Outcome:
     truncated: bool
     num_generated_tokens: int
     text: str
+    group: str = ""
+    """A kind of question by which a set is scored apart; empty where the set names none."""
+
+    def to_json(self) -> str:
+        """Write the line, without a group where there is none."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({k: v for k, v in fields.items() if k != "group" or v}, ensure_ascii=False) + "\n"
 
 
 @dataclass
@@ -62,6 +72,8 @@ class Evaluator:
     options: PassOptions = field(default_factory=PassOptions)
     answer: AnswerRule = "marked"
     """Where the model says its answer."""
+    tolerance: Tolerance = None
+    """What a number may differ by from the gold one."""
     num_oom_retries: int = 0
 
     @property
@@ -156,7 +168,7 @@ class Evaluator:
         decoded = self.decode(prompts, on_rows=on_rows)
         texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
         rows = zip(columns["index"], decoded, texts, strict=True)
-        return [judge(index, examples[index], row, text, self.answer) for index, row, text in rows]
+        return [judge(index, examples[index], row, text, self.answer, self.tolerance) for index, row, text in rows]
 
     def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too.
@@ -185,7 +197,9 @@ def read_answer(text: str, rule: AnswerRule) -> str | None:
     return extract_answer(text) if rule == "marked" else extract_last_number(text)
 
 
-def judge(index: int, example: Example, row: Decoded, text: str, rule: AnswerRule) -> Outcome:
+def judge(
+    index: int, example: Example, row: Decoded, text: str, rule: AnswerRule = "marked", tolerance: Tolerance = None
+) -> Outcome:
     """Compare what one row generated with the gold answer."""
     answer = read_answer(text, rule)
     return Outcome(
@@ -193,10 +207,11 @@ def judge(index: int, example: Example, row: Decoded, text: str, rule: AnswerRul
         num_steps=len(example.steps),
         gold=example.answer,
         answer=answer,
-        right=same_answer(answer, example.answer),
+        right=same_answer(answer, example.answer, tolerance),
         truncated=row.truncated,
         num_generated_tokens=row.num_tokens,
         text=text,
+        group=example.group,
     )
 
 

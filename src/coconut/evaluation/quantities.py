@@ -3,12 +3,17 @@
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from coconut.evaluation.units import Unit, parse_unit, units_agree
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 """Powers of ten. Their plurals, and words such as "dozen" whose value may be meant either way, are not read."""
+
+Tolerance = float | Literal["decimals"] | None
+"""What two values may differ by: nothing, so much, or half a unit of the gold value's last decimal."""
+_MAX_DIGITS = 1000
+"""Of a value that is compared with a tolerance."""
 
 _LABEL = r"(?:(?P<label>[a-z](?:_?[0-9]|_[a-z])?)? ?= ?|(?:answer|result|total|sum) ?[=:] ?)?"
 _SIGN = r"(?P<sign>[-+]?) ?(?P<currency>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr)? ?(?P<inner_sign>[-+]?)"
@@ -33,12 +38,12 @@ class Quantity(NamedTuple):
     unit: Unit
     label: str
 
-    def agrees(self, other: "Quantity") -> bool:
-        """Say whether the values are equal; units and labels count only where both have one."""
+    def agrees(self, gold: "Quantity", tolerance: Tolerance = None) -> bool:
+        """Say whether the values are equal, or near enough; units and labels count only where both have one."""
         return (
-            self.value == other.value
-            and units_agree(self.unit, other.unit)
-            and (self.label == other.label or not (self.label and other.label))
+            (self.value == gold.value or _is_near(self.value, gold.value, tolerance))
+            and units_agree(self.unit, gold.unit)
+            and (self.label == gold.label or not (self.label and gold.label))
         )
 
 
@@ -52,6 +57,25 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     value, unit = _value(match), _unit(match["currency"], text[match.end() :].lstrip(" "))
     return None if value is None or unit is None else Quantity(value, unit, (match["label"] or "").casefold())
+
+
+def _is_near(found: Decimal | Fraction, gold: Decimal | Fraction, tolerance: Tolerance) -> bool:
+    if tolerance is None or not (_is_short(found) and _is_short(gold)):
+        return False
+    if tolerance == "decimals":
+        num_decimals = -int(gold.as_tuple().exponent) if isinstance(gold, Decimal) else 0
+        if num_decimals < 1:
+            return False
+        return abs(Fraction(found) - Fraction(gold)) <= Fraction(1, 2 * 10**num_decimals)
+    return abs(Fraction(found) - Fraction(gold)) <= Fraction(tolerance)
+
+
+def _is_short(value: Decimal | Fraction) -> bool:
+    """Say whether arithmetic on a number is cheap: `1e999999999` would fill the memory as a fraction."""
+    if isinstance(value, Fraction):
+        return True
+    _, digits, exponent = value.as_tuple()
+    return len(digits) <= _MAX_DIGITS and abs(int(exponent)) <= _MAX_DIGITS
 
 
 def _value(match: re.Match[str]) -> Decimal | Fraction | None:

@@ -79,7 +79,10 @@ class Subject:
         rows = self.evaluator.decode(self._prompts(num_thoughts), edits=edits, not_first=not_first)
         texts = self.evaluator.tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True)
         together = zip(self.indices, self.examples, rows, texts, strict=True)
-        return [judge(index, example, row, text, self.evaluator.answer) for index, example, row, text in together]
+        return [
+            judge(index, example, row, text, self.evaluator.answer, self.evaluator.tolerance)
+            for index, example, row, text in together
+        ]
 
     @torch.no_grad()
     def score(self, *, num_thoughts: int | None = None, edits: Edits | None = None) -> list[float]:

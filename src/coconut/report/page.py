@@ -26,7 +26,15 @@ from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
 from coconut.report.results import Result, find_last, find_sets, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
-from coconut.report.tables import Table, accuracy_table, expected_table, facts_table, sets_table, tree_table
+from coconut.report.tables import (
+    Table,
+    accuracy_table,
+    expected_table,
+    facts_table,
+    groups_table,
+    sets_table,
+    tree_table,
+)
 from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
@@ -84,6 +92,7 @@ def build_sections(
     ]
     if sets:
         sections.append(Section("Further test sets", _sets_text(results), sets_table(results, sets)))
+    sections += _group_sections(results, ["", *sets])
     expected = expected_table(results)
     if expected is not None:
         sections.append(Section("Expected figures", _EXPECTED_TEXT, expected))
@@ -105,6 +114,16 @@ def build_sections(
         sections.append(
             Section("Origin", "", origin, folded=parameters if parameters.rows else None, folded_title="Parameters")
         )
+    return sections
+
+
+def _group_sections(results: Sequence[Result], sets: Sequence[str]) -> list[Section]:
+    """Show accuracies by the kind of the question, for every test set whose map names a kind."""
+    sections = []
+    for name in sets:
+        table = groups_table([result.of_set(name) for result in results] if name else results)
+        if table is not None:
+            sections.append(Section(f"Accuracy by kind of question{f' of {name}' if name else ''}", "", table))
     return sections
 
 

@@ -7,7 +7,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,24 @@ def read_table(path: str, read_text: ReadText, *, texts: Iterable[str] = ()) -> 
     ]
 
 
-def read_lines(path: str, read_text: ReadText, kinds: typing.Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the objects of a file of JSON lines, with these fields of these types each."""
+def read_lines(
+    path: str, read_text: ReadText, kinds: typing.Mapping[str, Any], *, optional: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Read the objects of a file of JSON lines, with these fields of these types each.
+
+    Args:
+        path: relative to the outputs.
+        read_text: returns a file's text.
+        kinds: the types by field.
+        optional: fields that an object need not have.
+    """
     # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
     lines = (read_text(path) or "").split("\n")
     rows = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
     for number, row in enumerate(rows, 1):
-        check_fields(row, kinds, f"{path}:{number}")
-    return [{field: row[field] for field in kinds} for row in rows]
+        present = {field: kind for field, kind in kinds.items() if field in row or field not in optional}
+        check_fields(row, present, f"{path}:{number}")
+    return [{field: row[field] for field in kinds if field in row} for row in rows]
 
 
 def check_fields(row: typing.Mapping[str, Any], kinds: typing.Mapping[str, Any], place: str) -> None:

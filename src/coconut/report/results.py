@@ -24,6 +24,7 @@ class Prediction:
     answer: str | None
     right: bool
     text: str
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ def _read_predictions(
     names = [key.removesuffix(_ACCURACY) for key in metrics or {} if key.endswith(_ACCURACY)]
 
     def read(file: str) -> list[Prediction]:
-        rows = read_lines(f"{entry}/{file}", read_text, typing.get_type_hints(Prediction))
+        rows = read_lines(f"{entry}/{file}", read_text, typing.get_type_hints(Prediction), optional=["group"])
         return [Prediction(**row) for row in rows]
 
     return read("predictions.jsonl"), {name: read(f"predictions/{name}.jsonl") for name in names}

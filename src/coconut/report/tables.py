@@ -1,6 +1,7 @@
 """The report's tables: accuracies of all entries, and facts about the data."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from coconut.config.schema import BASE
-from coconut.evaluation.statistics import mcnemar
+from coconut.evaluation.statistics import mcnemar, wilson_interval
 from coconut.report.results import Result, find_last, find_sets
 from coconut.report.svg import share_bar
 from coconut.report.text import (
@@ -138,6 +139,23 @@ def sets_table(results: Sequence[Result], sets: Sequence[str]) -> Table:
             row.append(format_accuracy(one) + (f", p {format_p(p)}" if p is not None else ""))
         rows.append(row)
     return Table(["entry", *(f"{name} [95 %]" for name in sets)], rows)
+
+
+def groups_table(results: Sequence[Result]) -> Table | None:
+    """Build a table of accuracies by the kind of the questions of the first set; None where it names no kinds."""
+    scored = [result for result in results if result.predictions]
+    counts = Counter(prediction.group for result in scored[:1] for prediction in result.predictions)
+    if set(counts) <= {""}:
+        return None
+    rows = []
+    for result in scored:
+        row = [result.label]
+        for group in counts:
+            right = [prediction.right for prediction in result.predictions if prediction.group == group]
+            low, high = wilson_interval(sum(right), len(right))
+            row.append(f"{sum(right) / len(right):.3f} [{low:.3f}, {high:.3f}]" if right else NOT_THERE)
+        rows.append(row)
+    return Table(["entry", *(f"{group or 'no kind'} ({number})" for group, number in counts.items())], rows)
 
 
 def expected_table(results: Sequence[Result]) -> Table | None:

@@ -27,7 +27,7 @@ def solve(start: int, operations: list[tuple[str, int]], modulus: int) -> Exampl
     """Write the question. Each step is the running value after one operation.
 
     >>> solve(10, [("-", 10), ("-", 5), ("+", 8), ("-", 5)], 11)
-    Example(question='10 - 10 - 5 + 8 - 5 ?', steps=('0', '6', '3', '9'), answer='9')
+    Example(question='10 - 10 - 5 + 8 - 5 ?', steps=('0', '6', '3', '9'), answer='9', group='')
     """
     value = start
     values = []
