@@ -208,6 +208,38 @@ def test_a_tolerance_of_the_evaluation_counts_near_numbers_as_right(project: Pat
     assert before["accuracy"] < after["accuracy"] == 1 - after["no_answer_share"]
 
 
+def test_samples_of_every_set_are_measured_and_leave_the_greedy_answers_as_they_are(project: Path) -> None:
+    write_params(project, {"data.tests.one": canonical(sums(300)[90:102], project, "one")})
+    succeed(project, *STAGES)
+    before = {p.name: p.read_bytes() for p in (project / "outputs/cot").rglob("*.jsonl")}
+    metrics = json.loads((project / "outputs/cot/metrics.json").read_text())
+    write_params(project, {"evaluate.samples": 5, "evaluate.temperature": 1.5})
+    succeed(project, "evaluate@cot")
+    after = json.loads((project / "outputs/cot/metrics.json").read_text())
+    assert {key: after[key] for key in ("accuracy", "loss", "one.accuracy")} == {
+        key: metrics[key] for key in ("accuracy", "loss", "one.accuracy")
+    }
+    folder = project / "outputs/cot"
+    assert (folder / "predictions.jsonl").read_bytes() == before["predictions.jsonl"]
+    lines = [json.loads(line) for line in (folder / "predictions/samples/one.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(12))
+    assert {len(line["answers"]) for line in lines} == {5}
+    shares = [sum(line["right"]) / 5 for line in lines]
+    assert after["one.pass_at_1"] == pytest.approx(sum(shares) / 12)
+    assert after["one.pass_at_5"] == pytest.approx(sum(share > 0 for share in shares) / 12)
+    assert after["pass_at_1"] <= after["pass_at_2"] <= after["pass_at_4"] <= after["pass_at_5"]
+    receipt = json.loads((project / "outputs/evaluations/cot.json").read_text())
+    assert receipt["predictions/samples.jsonl"] == digest_file(folder / "predictions/samples.jsonl")
+    succeed(project, "probe@cot", "evaluate@base", "probe@base", "report")
+    page = (project / "outputs/report/report.md").read_text()
+    assert "## Samples of one" in page
+    assert "pass@4 [95 %]" in page
+    assert (project / "outputs/report/coverage-of-one.svg").is_file()
+    write_params(project, {"evaluate.samples": 0})
+    succeed(project, "evaluate@cot")
+    assert {p.name: p.read_bytes() for p in folder.rglob("*.jsonl") if "thoughts" not in p.name} == before
+
+
 OUTCOME = Outcome(3, 2, "5", None, False, True, 4, "text \u2028 \U0001f9e0")
 
 

@@ -191,6 +191,27 @@ def test_a_question_may_take_all_positions_but_one_and_its_answer_ends_there(fol
 # --- thoughts -------------------------------------------------------------------------------
 
 
+def test_samples_depend_on_nothing_but_seed_question_and_number(folder: Path) -> None:
+    reasoner, questions = open_plain(folder), ["1 + 2 + 3 ?", "2 + 3 + 1 ?"]
+    drawn = {"num_samples": 6, "temperature": 2.0, "thought_noise": "gaussian", "noise_scale": 0.5, "max_new_tokens": 4}
+    solutions = reasoner.solve(questions, **drawn)
+    assert [s.text for s in solutions] == [s.text for s in reasoner.solve(questions, max_new_tokens=4)], "greedy stays"
+    assert [len(s.samples) for s in solutions] == [6, 6]
+    assert len({sample.text for sample in solutions[0].samples}) > 1
+    again = reasoner.solve(questions[::-1], **drawn | {"num_samples": 9}, batch_size=1)[::-1]
+    assert [s.samples[:6] for s in again] == [s.samples for s in solutions]
+    assert reasoner.solve(questions, **drawn, seed=1)[0].samples != solutions[0].samples
+    for wrong in (
+        {"num_samples": -1},
+        {"temperature": -0.1},
+        {"thought_noise": "x"},
+        {"noise_scale": True},
+        {"seed": 0.5},
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: found"):
+            reasoner.solve(questions, **drawn | wrong)
+
+
 def test_thinking_shows_the_thoughts_that_solve_feeds_back(folder: Path) -> None:
     reasoner = open_plain(folder)
     questions = [example.question for example in EXAMPLES]

@@ -1,11 +1,13 @@
 """What a caller of the Python interface can get wrong: each check is a ValueError that says what was wanted."""
 
+import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 
 from coconut.data.examples import Example
+from coconut.model.sampling import Noise, Sampling
 
 _Item = TypeVar("_Item")
 
@@ -14,6 +16,19 @@ def check_number(place: str, value: Any, *, at_least: int) -> None:
     # type(), not isinstance(): True is an int to Python, not to a reader.
     if type(value) is not int or value < at_least:
         raise ValueError(f"{place}: found {value!r}, wanted a whole number (int) of at least {at_least}")
+
+
+def check_sampling(num_samples: Any, temperature: Any, noise: Any, noise_scale: Any, seed: Any) -> Sampling:
+    check_number("num_samples", num_samples, at_least=0)
+    check_number("seed", seed, at_least=0)
+    for place, value in (("temperature", temperature), ("noise_scale", noise_scale)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{place}: found {value!r}, wanted a number of at least 0")
+    if noise not in typing.get_args(Noise):
+        raise ValueError(f"thought_noise: found {noise!r}, wanted one of {', '.join(typing.get_args(Noise))}")
+    if noise == "dropout" and noise_scale >= 1:
+        raise ValueError(f"noise_scale: found {noise_scale!r}, wanted less than 1, the probability of dropout")
+    return Sampling(num_samples, float(temperature), noise, float(noise_scale))
 
 
 def check_device(device: Any) -> None:

@@ -5,6 +5,7 @@ do not wait for DVC, matplotlib or torch.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -146,11 +147,21 @@ _THOUGHTS = Annotated[
 
 
 @app.command()
-def solve(questions: _QUESTIONS, entry: _ENTRY = "", thoughts: _THOUGHTS = None) -> None:
-    """Answer questions with a trained entry."""
+def solve(
+    questions: _QUESTIONS,
+    entry: _ENTRY = "",
+    thoughts: _THOUGHTS = None,
+    samples: Annotated[int, typer.Option(min=0, help="Answers that are drawn beside the most probable one.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the samples' tokens.")] = 0.7,
+) -> None:
+    """Answer questions with a trained entry.
+
+    With samples it also shows how often each answer was drawn.
+    """
     from coconut.terminal import run
 
-    _end_with(lambda: run(questions, entry=entry, num_thoughts=thoughts, shows_thoughts=False))
+    ask = partial(run, questions, entry=entry, num_thoughts=thoughts, shows_thoughts=False)
+    _end_with(lambda: ask(num_samples=samples, temperature=temperature))
 
 
 @app.command()

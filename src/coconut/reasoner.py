@@ -10,13 +10,13 @@ from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut.arguments import as_list, check_device, check_example, check_not_blank, check_number
+from coconut.arguments import as_list, check_device, check_example, check_not_blank, check_number, check_sampling
 from coconut.checkpoints.card import CARD_FILE, write_card
 from coconut.checkpoints.feedback import load_feedback, save_feedback
 from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta
-from coconut.checkpoints.origin import find_model
+from coconut.checkpoints.origin import find_folder
 from coconut.checkpoints.released import KNOWN
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
@@ -30,12 +30,14 @@ from coconut.data.encoding import (
     tokenize_texts,
 )
 from coconut.data.examples import Example
-from coconut.data.views import MarkerIds, build_prompt, build_view
+from coconut.data.views import MarkerIds, build_view, prompt_length
 from coconut.evaluation.evaluator import Evaluator, read_answer
 from coconut.files import replace_file
 from coconut.model.feedback import Feedback, build_feedback
+from coconut.model.generation import Decoded
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
+from coconut.model.sampling import Noise
 from coconut.model.thoughts import Edit
 from coconut.probing.decoding import entropies, top_tokens
 from coconut.probing.subject import Subject
@@ -94,7 +96,7 @@ class Reasoner:
         if markers is not None and not isinstance(markers, bool):
             raise ValueError(f"markers: found {markers!r}, wanted True or False")
         check_device(device)
-        path = _find_folder(folder)
+        path = find_folder(folder)
         model, tokenizer, meta = load_checkpoint(path, device=device)
         meta = meta or KNOWN.get(str(folder))
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
@@ -137,19 +139,30 @@ class Reasoner:
         batch_size: int = 64,
         in_words: bool = False,
         intervene: Intervention | None = None,
+        num_samples: int = 0,
+        temperature: float = 0.7,
+        thought_noise: Noise = "none",
+        noise_scale: float = 0.0,
+        seed: int = 0,
     ) -> list[Solution]:
-        """Answer the questions, greedily.
+        """Answer the questions, greedily; and several times more, at random, where samples are asked for.
 
         Args:
             num_thoughts: vectors fed back before the answer; as many as in training when None.
             max_new_tokens: limit of each answer; 256 when None. An answer also ends with the model's positions.
             in_words: no text may begin with the answer's mark, so that with fewer thoughts than in training the model
                 says aloud what it does not think.
-            intervene: what enters the slots instead of the thoughts.
+            intervene: what enters the slots instead of the thoughts, of the greedy answer.
+            num_samples: further answers, in `Solution.samples`; each depends on the seed, the question and its number
+                alone.
+            temperature: of the samples' tokens; 0 takes the most probable ones.
+            thought_noise: "gaussian" or "dropout", which makes the thoughts of samples differ.
+            noise_scale: standard deviation of every coordinate, or the probability of dropout.
 
         Raises:
             ValueError: for a value of the wrong kind, or a question that leaves no position for an answer.
         """
+        sampling = check_sampling(num_samples, temperature, thought_noise, noise_scale, seed)
         questions = as_list("questions", questions, str)
         for i, question in enumerate(questions):
             check_not_blank(f"questions[{i}]", question)
@@ -163,18 +176,23 @@ class Reasoner:
         evaluator = self._evaluator(plan, max_new_tokens, batch_size)
         ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
         for i, row in enumerate(ids):
-            self._check_fits(f"questions[{i}]", _prompt_length(row, plan) + 1, plan)
+            self._check_fits(f"questions[{i}]", prompt_length(row, plan) + 1, plan)
         self._warn_of_unknown_words(questions, questions)
+        prompts = evaluator.prompts(ids)
         rows = evaluator.decode(
-            [build_prompt(row, plan=plan, markers=self.markers) for row in ids],
+            prompts,
             edits=None if intervene is None else partial(_edit, intervene),
             not_first=answer_start(self.tokenizer) if in_words else (),
         )
-        texts = [self.tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
+        drawn = evaluator.sample(prompts, sampling, seed) if num_samples else [[] for _ in prompts]
         return [
-            Solution(text, read_answer(text, self.meta.answer), row.num_tokens, plan.num_latents, row.truncated)
-            for row, text in zip(rows, texts, strict=True)
+            replace(self._solution(row, plan), samples=tuple(self._solution(one, plan) for one in samples))
+            for row, samples in zip(rows, drawn, strict=True)
         ]
+
+    def _solution(self, row: Decoded, plan: ViewPlan) -> Solution:
+        text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+        return Solution(text, read_answer(text, self.meta.answer), row.num_tokens, plan.num_latents, row.truncated)
 
     def think(
         self,
@@ -258,7 +276,7 @@ class Reasoner:
         for i, example in enumerate(examples):
             encoded = encode_example(self.tokenizer, example, self.meta.prompt)
             # Before the view is built: a million thoughts would be a list of a million ids.
-            self._check_fits(f"examples[{i}]", _prompt_length(encoded.question_ids, plan) + 1, plan)
+            self._check_fits(f"examples[{i}]", prompt_length(encoded.question_ids, plan) + 1, plan)
             views.append(build_view(*encoded, plan=plan, markers=self.markers))
             self._check_fits(f"examples[{i}]", len(views[-1].input_ids), plan)
         texts = ["\n".join((example.question, *example.steps, example.answer)) for example in examples]
@@ -281,15 +299,5 @@ class Reasoner:
                 logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
 
 
-def _find_folder(name: Path | str) -> Path:
-    """Return a folder, or the local copy of one of the hub's models of which we know how to ask them."""
-    return find_model(str(name), None) if str(name) in KNOWN and not Path(name).is_dir() else Path(name)
-
-
 def _edit(intervene: Intervention, places: Sequence[int]) -> Edit:
     return lambda slot, vector_BD: intervene(slot, vector_BD, places)
-
-
-def _prompt_length(question_ids: Sequence[int], plan: ViewPlan) -> int:
-    """Columns that `build_prompt` would lay out."""
-    return len(question_ids) + plan.num_latents + 2 * plan.markers

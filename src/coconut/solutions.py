@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from coconut.evaluation.samples import majority
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -17,6 +19,13 @@ class Solution:
     num_thoughts: int
     truncated: bool
     """True if the text was cut off before the model said that it was done."""
+    samples: "tuple[Solution, ...]" = ()
+    """Further answers to the same question, drawn."""
+
+    @property
+    def majority(self) -> str | None:
+        """The answer that most samples give, the first of those that are given equally often."""
+        return majority([sample.answer for sample in self.samples])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """`coconut solve` and `coconut think`: ask a trained entry on a terminal."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coconut.config.params import load_params
 from coconut.config.schema import LATENT_METHODS, Params
 from coconut.layout import checkpoint_dir
 from coconut.report.text import visible
+
+if TYPE_CHECKING:
+    from coconut.solutions import Solution
 
 _WIDTH = 20
 """Characters of a bar that stands for probability 1."""
@@ -16,12 +21,22 @@ _LEAST = 0.005
 """Tokens less probable than this are not shown."""
 
 
-def run(questions: Sequence[str], *, entry: str = "", num_thoughts: int | None = None, shows_thoughts: bool) -> int:
+def run(
+    questions: Sequence[str],
+    *,
+    entry: str = "",
+    num_thoughts: int | None = None,
+    shows_thoughts: bool,
+    num_samples: int = 0,
+    temperature: float = 0.7,
+) -> int:
     """Print the answers to questions, and what was thought on the way; 0.
 
     Args:
         entry: of the curriculum, or the folder of a checkpoint; the last latent entry if empty.
         num_thoughts: before the answer; as many as in training if None.
+        num_samples: answers that are drawn beside the most probable one.
+        temperature: of the samples' tokens.
 
     Raises:
         ValueError: if there is no such checkpoint, or a question does not fit.
@@ -33,7 +48,9 @@ def run(questions: Sequence[str], *, entry: str = "", num_thoughts: int | None =
 
     reasoner = Reasoner.from_pretrained(folder)
     trained = reasoner.meta.plan().num_latents
-    for thinking in reasoner.think(questions, num_thoughts):
+    thoughts = reasoner.think(questions, num_thoughts)
+    drawn = reasoner.solve(questions, num_thoughts, num_samples=num_samples, temperature=temperature)
+    for thinking, solution in zip(thoughts, drawn, strict=True):
         lines = [visible(thinking.question)]
         if shows_thoughts:
             for number, thought in enumerate(thinking.thoughts, start=1):
@@ -45,8 +62,18 @@ def run(questions: Sequence[str], *, entry: str = "", num_thoughts: int | None =
                 lines.append(f"  {thinking.solution.num_thoughts} of {trained} thoughts; the rest in words:")
         text = " / ".join(filter(None, (line.strip() for line in thinking.solution.text.split("\n"))))
         lines.append(f"  {visible(text)}")
+        lines += _count_samples(solution)
         sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _count_samples(solution: "Solution") -> list[str]:
+    """Say how often each answer was drawn, the most frequent first."""
+    counts = Counter(sample.answer for sample in solution.samples)
+    return [
+        f"  {draw_bar(count / len(solution.samples))} {count:3} {'no answer' if answer is None else visible(answer)}"
+        for answer, count in counts.most_common()
+    ]
 
 
 def draw_bar(p: float) -> str:

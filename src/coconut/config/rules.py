@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from coconut.config.maps import check_fields
-from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, Source
+from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, EvaluateConfig, Source
 from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.thought import parse_thought
 
@@ -127,6 +127,26 @@ def check_data(data: DataConfig) -> None:
                 raise ValueError(f"{path}.hub_split: missing; name the split of {source.hub} to read, such as train")
 
 
+def check_samples(evaluate: EvaluateConfig) -> None:
+    """Check the keys of sampling against each other.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if not evaluate.samples:
+        return
+    if evaluate.thought_noise == "dropout" and not evaluate.noise_scale < 1:
+        raise ValueError(
+            f"evaluate.noise_scale: found {evaluate.noise_scale:g}, wanted less than 1 with thought_noise dropout, of"
+            " which it is the probability"
+        )
+    if evaluate.temperature == 0 and (evaluate.thought_noise == "none" or evaluate.noise_scale == 0):
+        raise ValueError(
+            "evaluate.temperature: found 0 without noise on thoughts, so that all samples would be the same; raise it,"
+            " or set thought_noise and noise_scale"
+        )
+
+
 def check_expected(expected: Mapping[str, float] | None, tests: Iterable[str]) -> None:
     """Check that an expected accuracy is that of a test set."""
     for name in expected or {}:
@@ -140,10 +160,14 @@ def check_expected(expected: Mapping[str, float] | None, tests: Iterable[str]) -
 def _check_test_names(names: Iterable[Any]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name) or name.lower() in ("train", "valid"):
+        if (
+            not isinstance(name, str)
+            or not _ENTRY_NAME.fullmatch(name)
+            or name.lower() in ("train", "valid", "samples")
+        ):
             raise ValueError(
                 f"data.tests.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
-                " a letter, and neither train nor valid: it becomes the name of a file and of a metric"
+                " a letter, and not train, valid or samples: it becomes the name of a file and of a metric"
             )
         if name.lower() in seen:
             raise ValueError(

@@ -240,6 +240,15 @@ class EvaluateConfig:
     tolerance: Annotated[Literal["decimals"] | Positive | None, Word("exact")] = None
     """What a number may differ by from the gold one: nothing; so much; or half a unit of the gold one's last decimal,
     where it has any. Validation while training is always exact."""
+    samples: Natural = 0
+    """Answers that are drawn for each test question beside the greedy one; 0 for none."""
+    temperature: NonNegative = 0.7
+    """Of the samples' tokens; 0 takes the most probable ones, so that only thoughts are drawn."""
+    thought_noise: Literal["none", "gaussian", "dropout"] = "none"
+    """What makes the thoughts of samples differ; see `coconut.model.sampling`."""
+    noise_scale: NonNegative = 0.0
+    """Standard deviation of every coordinate of a thought, or the probability of dropout."""
+    sample_seed: Seed = 0
     expected: Annotated[Mapping[str, Share] | None, Word("none")] = None
     """By test set: the accuracy that others report for the untouched `model`, to be shown beside ours."""
 

@@ -94,6 +94,11 @@ def build_prompt(question_ids: Sequence[int], *, plan: ViewPlan, markers: Marker
     )
 
 
+def prompt_length(question_ids: Sequence[int], plan: ViewPlan) -> int:
+    """Return the number of columns that `build_prompt` would lay out."""
+    return len(question_ids) + plan.num_latents + 2 * plan.markers
+
+
 def longest_view(example: EncodedExample, plans: Iterable[ViewPlan]) -> int:
     """Return the number of columns of the longest of the views that `build_view` makes by these plans.
 

@@ -1,9 +1,8 @@
 """One entry's checkpoint to its metrics and predictions."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -14,27 +13,29 @@ from coconut.checkpoints.folder import load_checkpoint
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import read_json
-from coconut.config.schema import BASE, Params
+from coconut.config.schema import BASE, EvaluateConfig, Params
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
 from coconut.devices import Stopwatch, build_accelerator, machine_load, peak_memory_mb
-from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches
+from coconut.evaluation.answers import same_answer
+from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches, read_answer
+from coconut.evaluation.outputs import METRICS, SET_METRICS, expected_metrics, find_doubtful, write_entry
+from coconut.evaluation.samples import Samples, measure
 from coconut.evaluation.scores import Scores, ScoreStore
 from coconut.evaluation.statistics import wilson_interval
-from coconut.files import check_free_space, digest_file, replace_file, writing
+from coconut.files import check_free_space, writing
 from coconut.layout import (
     ENCODED_DIR,
     EXAMPLES_DIR,
-    FURTHER_TESTS,
     OUTPUTS_DIR,
-    RECEIPTS_DIR,
     checkpoint_dir,
     find_test_sets,
 )
 from coconut.logs import shows_progress
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
+from coconut.model.sampling import Sampling
 
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""
@@ -76,19 +77,15 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     flat = {key: metrics[key] for key in METRICS}
     for split in list(names)[1:]:
         flat |= {f"{names[split]}.{key}": sets[split].metrics[key] for key in SET_METRICS}
+    for split, one in names.items():
+        prefix = "" if split == "test" else f"{one}."
+        flat |= {f"{prefix}{key}": value for key, value in sets[split].metrics.get("sampled", {}).items()}
     if name == BASE:
-        flat |= _expected(params)
+        flat |= expected_metrics(params)
     with writing(OUTPUTS_DIR / name):
-        _write(name, flat, {split: sets[split].outcomes for split in names})
+        write_entry(name, flat, {split: sets[split] for split in names})
     if scored is not None:
         scored.drop_others()
-
-
-def _expected(params: Params) -> dict[str, float]:
-    """Return what others report for the untouched model, by the names of the metrics."""
-    expected, names = params.evaluate.expected or {}, params.data.test_names
-    prefixes = {name: "" if split == "test" else f"{name}." for split, name in names.items()}
-    return {f"{prefixes[name]}expected": value for name, value in expected.items()}
 
 
 def _num_bytes(params: Params, splits: Iterable[str]) -> int:
@@ -115,7 +112,32 @@ def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: s
         "eval_oom_retries": evaluator.num_oom_retries - num_retries,
     }
     logger.info("{}: accuracy {accuracy:.4f} of {num_examples} examples", title, **metrics)
-    return Scores(outcomes, metrics)
+    if not params.evaluate.samples or split == "valid":
+        return Scores(outcomes, metrics)
+    samples = _sample(evaluator, params.evaluate, dataset, examples, title)
+    found = measure(samples, params.evaluate.samples, params.evaluate.tolerance)
+    logger.info("{}: of {num_samples} samples the majority is right in {majority:.4f}", title, **found)
+    return Scores(outcomes, metrics | {"sampled": found}, samples)
+
+
+def _sample(
+    evaluator: Evaluator, config: EvaluateConfig, dataset: EncodedSet, examples: Sequence[Example], title: str
+) -> list[Samples]:
+    sampling = Sampling(config.samples, config.temperature, config.thought_noise, config.noise_scale)
+    if not evaluator.plan.num_latents or evaluator.plan.slot == "pause":
+        sampling = replace(sampling, noise="none")  # There is no thought to draw.
+    columns = dataset[range(len(dataset))]
+    with _bar(f"{title} samples", len(dataset)) as bar:
+        decoded = evaluator.sample(
+            evaluator.prompts(columns["question_ids"]), sampling, config.sample_seed, on_rows=bar.update
+        )
+    found = []
+    for index, rows in zip(columns["index"], decoded, strict=True):
+        texts = evaluator.tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True)
+        gold, answers = examples[index].answer, [read_answer(text, evaluator.answer) for text in texts]
+        right = [same_answer(answer, gold, evaluator.tolerance) for answer in answers]
+        found.append(Samples(index, gold, answers, right))
+    return sorted(found, key=lambda one: one.index)
 
 
 def check_entry(params: Params, name: str) -> None:
@@ -167,55 +189,6 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
     )
 
 
-def find_doubtful(metrics: Mapping[str, Any]) -> list[str]:
-    """Sentences about results that say more about the set-up than about the model."""
-    doubts = []
-    if metrics["no_answer_share"] == 1:
-        doubts.append(
-            "no generated text holds an answer; the model was trained too little, or evaluate.max_new_tokens cuts the"
-            " text off before its answer (see predictions.jsonl)"
-        )
-    elif metrics["accuracy"] == 0 and metrics["valid_accuracy"] == 0:
-        doubts.append(
-            "no answer is right, neither in test nor in valid; train longer, on more rows, or with another lr, and"
-            " compare gold and answer in predictions.jsonl"
-        )
-    return doubts
-
-
-METRICS = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "num_examples",
-    "loss",
-    "generated_tokens",
-    "thoughts",
-    "truncated_share",
-    "no_answer_share",
-    "cot_match",
-    "valid_accuracy",
-    "valid_loss",
-    "seconds_per_example",
-    "train_seconds",
-    "train_updates",
-    "peak_memory_mb",
-    "train_oom_retries",
-    "eval_oom_retries",
-    "train_cpu_seconds",
-    "train_load",
-    "cpu_seconds_per_example",
-    "eval_load",
-    "num_left_out",
-)
-"""Keys of `metrics.json`, the same for every entry, the first test set under plain names."""
-SET_METRICS = (
-    *("accuracy", "accuracy_low", "accuracy_high", "num_examples", "loss", "generated_tokens", "truncated_share"),
-    *("no_answer_share", "cot_match", "seconds_per_example", "num_left_out"),
-)
-"""Keys of every further test set, as `NAME.accuracy`."""
-
-
 def summarise(outcomes: Sequence[Outcome], examples: Sequence[Example], evaluator: Evaluator) -> dict[str, Any]:
     """Shares and means over the outcomes; `cot_match` is None where the plan leaves no step visible."""
     plan = evaluator.plan
@@ -244,8 +217,12 @@ def _share(values: Any) -> float:
     return sum(collected) / max(1, len(collected))
 
 
+def _bar(title: str, num_rows: int) -> "tqdm[Any]":
+    return tqdm(desc=title, total=num_rows, unit="row", disable=not shows_progress(), dynamic_ncols=True)
+
+
 def _outcomes(evaluator: Evaluator, dataset: EncodedSet, examples: Sequence[Example], title: str) -> list[Outcome]:
-    with tqdm(desc=title, total=len(dataset), unit="row", disable=not shows_progress(), dynamic_ncols=True) as bar:
+    with _bar(title, len(dataset)) as bar:
         return evaluator.outcomes(dataset, examples, on_rows=bar.update)
 
 
@@ -262,34 +239,3 @@ def _training_metrics(name: str) -> dict[str, Any]:
                 f"{path}: {key}: found {value!r:.80}, wanted a number; `dvc repro train@{name}` restores it"
             )
     return numbers
-
-
-_REPORTED = ("metrics.json", "predictions.jsonl", "history.csv", "updates.csv", "train.json")
-"""What the report reads of an entry."""
-
-
-def _write(name: str, metrics: Mapping[str, Any], outcomes: Mapping[str, Sequence[Outcome]]) -> None:
-    output_dir = OUTPUTS_DIR / name
-    further_dir = output_dir / "predictions"
-    further_dir.mkdir(exist_ok=True)
-    for path in further_dir.glob("*.jsonl"):
-        path.unlink()
-    files = {
-        split: f"predictions{split.removeprefix(FURTHER_TESTS) if '/' in split else ''}.jsonl" for split in outcomes
-    }
-    for split, file in files.items():
-        in_order = sorted(outcomes[split], key=lambda outcome: outcome.index)
-        replace_file(output_dir / file, "".join(outcome.to_json() for outcome in in_order))
-    replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_receipt(RECEIPTS_DIR, name, [*_REPORTED, *list(files.values())[1:]])
-
-
-def write_receipt(folder: Path, name: str, files: Sequence[str]) -> None:
-    """Write digests of an entry's files, which the report depends on.
-
-    DVC cannot name the outputs of all entries, but it can watch a folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    output_dir = OUTPUTS_DIR / name
-    receipt = {file: digest_file(output_dir / file) for file in files if (output_dir / file).exists()}
-    replace_file(folder / f"{name}.json", json.dumps(receipt, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Score a model on a split: loss, and accuracy by batched greedy generation."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,7 @@ from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
+from coconut.model.sampling import Sampling, sample
 from coconut.model.thoughts import Edit, SlotFeedback, pause_feedback
 
 Edits = Callable[[Sequence[int]], Edit]
@@ -112,6 +114,57 @@ class Evaluator:
         self._in_batches(order, decode_batch)
         return [decoded[place] for place in range(len(prompts))]
 
+    def prompts(self, questions_ids: Sequence[Sequence[int]]) -> list[View]:
+        """Lay out the prompts of encoded questions."""
+        return [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in questions_ids]
+
+    def sample(
+        self,
+        prompts: Sequence[View],
+        sampling: Sampling,
+        seed: int,
+        *,
+        on_rows: Callable[[int], object] = lambda _count: None,
+    ) -> list[list[Decoded]]:
+        """Generate several times after each prompt; a sample depends on the seed, its question and its number only.
+
+        Raises:
+            ValueError: thoughts are to be drawn in a way that the model does not have, or the model fails.
+        """
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
+        sampled: dict[int, list[Decoded]] = {}
+
+        def sample_batch(places: Sequence[int]) -> None:
+            chosen = [prompts[place] for place in places]
+            keys_BN = torch.tensor(
+                [
+                    [sample_key(prompt.input_ids, number, seed) for number in range(sampling.num_samples)]
+                    for prompt in chosen
+                ]
+            )
+            batch = collate(chosen, pad_id=self.pad_id).to(self.model.device)
+            with self.autocast():
+                rows = sample(
+                    self.model,
+                    self.feedback,
+                    batch,
+                    keys_BN,
+                    sampling,
+                    eos_ids=self.eos_ids,
+                    max_new_tokens=self._limits(chosen),
+                    options=self.options,
+                )
+            sampled.update(zip(places, rows, strict=True))
+            on_rows(len(places))
+
+        self._in_batches(order, sample_batch, rows_each=sampling.num_samples)
+        return [sampled[place] for place in range(len(prompts))]
+
+    def _limits(self, prompts: Sequence[View]) -> list[int]:
+        """Return how many tokens each prompt may get: a position that the model does not have cannot be read."""
+        room = num_positions(self.model)
+        return [max(0, min(self.max_new_tokens, room - len(prompt.input_ids))) for prompt in prompts]
+
     def open_slots(self, views: Sequence[View], edit: Edit | None = None) -> tuple[list[View], SlotFeedback]:
         """Return views in which every slot is fed, pause slots too, and the feedback of one batch of them."""
         feeds_thoughts = self.plan.slot == "thought"
@@ -122,9 +175,6 @@ class Evaluator:
         feedback: Feedback = self.feedback
         if edit is not None:
             prompts, feedback = self.open_slots(prompts, edit)
-        # A position that the model does not have cannot be generated into.
-        room = num_positions(self.model)
-        limits = [max(0, min(self.max_new_tokens, room - len(prompt.input_ids))) for prompt in prompts]
         batch = collate(prompts, pad_id=self.pad_id).to(self.model.device)
         with self.autocast():
             return generate(
@@ -132,7 +182,7 @@ class Evaluator:
                 feedback,
                 batch,
                 eos_ids=self.eos_ids,
-                max_new_tokens=limits,
+                max_new_tokens=self._limits(prompts),
                 options=self.options,
                 not_first=not_first,
             )
@@ -164,32 +214,40 @@ class Evaluator:
     ) -> list[Outcome]:
         """Generate for each row of the encoded set; `examples` is the split that its `index` refers to."""
         columns = dataset[range(len(dataset))]
-        prompts = [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in columns["question_ids"]]
-        decoded = self.decode(prompts, on_rows=on_rows)
+        decoded = self.decode(self.prompts(columns["question_ids"]), on_rows=on_rows)
         texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
         rows = zip(columns["index"], decoded, texts, strict=True)
         return [judge(index, examples[index], row, text, self.answer, self.tolerance) for index, row, text in rows]
 
-    def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
+    def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None], *, rows_each: int = 1) -> None:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too.
+
+        Args:
+            rows_each: of the batch, for each place.
 
         Raises:
             ValueError: if the model fails on a batch, naming its rows.
         """
         done = 0
         while done < len(order):
-            places = order[done : done + self.batch_size]
+            places = order[done : done + max(1, self.batch_size // rows_each)]
             try:
                 work(places)
             except (RuntimeError, IndexError) as error:
                 if len(places) == 1 or not is_out_of_memory(error):
                     shown = ", ".join(map(str, places[:16])) + (", ..." if len(places) > 16 else "")
                     raise ValueError(f"rows {shown}: the model failed: {explain_failure(error)}") from error
-                self.batch_size = len(places) // 2
+                self.batch_size = len(places) // 2 * rows_each
                 self.num_oom_retries += 1
-                logger.warning("out of memory with {} rows; going on with {}", len(places), self.batch_size)
+                logger.warning("out of memory with {} rows; going on with {}", len(places) * rows_each, self.batch_size)
                 continue
             done += len(places)
+
+
+def sample_key(prompt_ids: Sequence[int], number: int, seed: int) -> int:
+    """Return the key of a question's sample: 64 bits, signed."""
+    content = f"{seed} {number} {' '.join(map(str, prompt_ids))}".encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
 def read_answer(text: str, rule: AnswerRule) -> str | None:

@@ -8,13 +8,14 @@ on, and a set is scored once.
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from coconut.evaluation.evaluator import Outcome
+from coconut.evaluation.samples import Samples
 from coconut.files import digest_file, replace_file, sha256_of
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR
 from coconut.pipeline.inputs import StageInputs
@@ -27,6 +28,7 @@ class Scores:
 
     outcomes: list[Outcome]
     metrics: dict[str, Any]
+    samples: list[Samples] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Write the scores with a digest of themselves."""
@@ -45,7 +47,8 @@ class Scores:
             body = content["body"]
             if content["digest"] != sha256_of(body):
                 raise ValueError("the digest differs")
-            return cls([Outcome(**outcome) for outcome in body["outcomes"]], body["metrics"])
+            outcomes = [Outcome(**outcome) for outcome in body["outcomes"]]
+            return cls(outcomes, body["metrics"], [Samples(**samples) for samples in body["samples"]])
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not scores: {error!r}") from None
 

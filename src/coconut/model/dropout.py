@@ -23,8 +23,8 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
-"""The constants of splitmix64, as signed numbers."""
+from coconut.model.draws import GOLDEN, hash_number, hash_numbers
+
 _NUM_LANES, _NUM_VALUES = 4, 1 << 16
 """Draws of a hash of 64 bits, and values that each of them can take."""
 
@@ -55,7 +55,7 @@ class RowDropout:
     def __init__(self, model: nn.Module, keys_B: Tensor, position_ids_BT: Tensor) -> None:
         self.places = {module: number for number, module in enumerate(model.modules())}
         keys_B1 = keys_B.to(position_ids_BT.device)[:, None]
-        self.keys_BT = _hash(_hash(keys_B1) + position_ids_BT * _GOLDEN)
+        self.keys_BT = hash_numbers(hash_numbers(keys_B1) + position_ids_BT * GOLDEN)
 
     @contextmanager
     def active(self, columns: slice, places_N: Tensor | None = None) -> Iterator[None]:
@@ -144,7 +144,7 @@ class _Draws(TorchFunctionMode):
         Returns:
             None if the tensor has another shape.
         """
-        place = _hash_number(self.place << 16 | self.num_drawn[self.place])
+        place = hash_number(self.place << 16 | self.num_drawn[self.place])
         self.num_drawn[self.place] += 1
         num_rows, num_columns = self.keys_BS.shape
         # For one column the library counts query heads that share a key as columns.
@@ -168,25 +168,9 @@ class _Draws(TorchFunctionMode):
 def _draw(keys: Tensor, num_elements: int) -> Tensor:
     """Draw 16 bits for each element of each key, ... -> ... x E."""
     num_hashes = -(-num_elements // _NUM_LANES)
-    numbers_W = torch.arange(num_hashes, device=keys.device) * _GOLDEN
-    return _hash(keys[..., None] + numbers_W).view(torch.int16)[..., :num_elements]
+    numbers_W = torch.arange(num_hashes, device=keys.device) * GOLDEN
+    return hash_numbers(keys[..., None] + numbers_W).view(torch.int16)[..., :num_elements]
 
 
 def _is_at_least(bits: Tensor, num_dropped: int) -> Tensor:
     return bits >= num_dropped - _NUM_VALUES // 2
-
-
-def _hash(numbers: Tensor) -> Tensor:
-    """Mix the bits of int64 numbers in place, as splitmix64 does."""
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        numbers = numbers.bitwise_xor_(_shift(numbers, shift)).mul_(factor)
-    return numbers.bitwise_xor_(_shift(numbers, 31))
-
-
-def _shift(numbers: Tensor, num_bits: int) -> Tensor:
-    # torch shifts the sign in, which would lose information.
-    return (numbers >> num_bits).bitwise_and_((1 << 64 - num_bits) - 1)
-
-
-def _hash_number(number: int) -> int:
-    return int(_hash(torch.tensor(number * 2 + 1)))

@@ -1,4 +1,4 @@
-"""Greedy decoding after thoughts: batched, on one key-value cache.
+"""Decoding after thoughts: batched, on one key-value cache.
 
 A batch gives, token for token, what decoding each row alone without a cache gives: prompts are padded on the left,
 every row counts its own positions, and a row ends at its own end-of-sequence token, never at padding.
@@ -6,7 +6,7 @@ every row counts its own positions, and a row ends at its own end-of-sequence to
 Legend: B rows, T columns of the prompt.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -60,23 +60,20 @@ def generate(
     num_rows = len(batch.input_ids_BT)
     limits = [max_new_tokens] * num_rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
     assert bool(batch.attention_mask_BT[:, -1].all()), "prompts must be padded on the left"
-    decoded = [Decoded() for _ in range(num_rows)]
     num_further = max(0, max(limits, default=0) - 1)
     with closing(
         open_passes(model, batch, feedback, options or PassOptions(), num_further_columns=num_further)
     ) as passes:
         last_BD = read_columns(passes, feedback, batch)[:, -1]
-        running = _Running(
-            passes, list(range(num_rows)), batch.position_ids_BT[:, -1], last_BD, num_positions(model) - 1, not_first
-        )
-        _decode(running, decoded, limits, frozenset(eos_ids), max_share_kept)
-    return decoded
+        running = Running(passes, batch.position_ids_BT[:, -1], last_BD, barred=not_first)
+        return decode(running, limits, eos_ids, max_share_kept=max_share_kept)
 
 
-def _decode(
-    running: "_Running", decoded: list[Decoded], limits: Sequence[int], eos: Collection[int], max_share_kept: float
-) -> None:
-    """Add tokens to `decoded` until every row has ended or reached its limit."""
+def decode(
+    running: "Running", limits: Sequence[int], eos_ids: Collection[int], *, max_share_kept: float = 7 / 8
+) -> list[Decoded]:
+    """Decode until every row has ended or reached its limit; see `generate`."""
+    decoded, eos = [Decoded() for _ in running.rows], frozenset(eos_ids)
     while True:
         next_ids_B = running.next_ids()
         places = [
@@ -85,7 +82,7 @@ def _decode(
             if _takes_more(decoded[row], token, limits[row], eos)
         ]
         if not places:
-            return
+            return decoded
         if len(places) <= max_share_kept * len(running.rows):
             running.select(places)
             next_ids_B = next_ids_B[places]
@@ -104,28 +101,44 @@ def _takes_more(row: Decoded, token: int, limit: int, eos: Collection[int]) -> b
     return row.num_tokens < limit
 
 
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+"""(logits, B x V; the numbers of their rows; how many tokens each has) -> the next token of each row."""
+
+
+def most_probable(logits_BV: Tensor, _rows: Sequence[int], _step: int) -> Tensor:
+    """Choose greedily."""
+    return logits_BV.argmax(dim=-1)
+
+
 @dataclass
-class _Running:
+class Running:
     """The rows that are being decoded, a few of which may have ended."""
 
     passes: PlainPasses
-    rows: list[int]
     positions_B: Tensor
     """Of each row's last column."""
     last_BD: Tensor
     """Hidden state of each row's last column."""
-    last_position: int
-    """The last one that the model has."""
+    choose: Choose = most_probable
     barred: Collection[int] = ()
     """Ids that the next token of no row may be."""
 
+    def __post_init__(self) -> None:
+        self.rows = list(range(len(self.positions_B)))
+        """The numbers of those that are left."""
+        self.num_steps = 0
+        """Tokens that each of them has."""
+        self._last_position = num_positions(self.passes.model) - 1
+
     def next_ids(self) -> Tensor:
-        """Return the most probable next token of each row."""
+        """Choose the next token of each row."""
         logits_BV = self.passes.logits(self.last_BD)
         if self.barred:
             logits_BV[:, list(self.barred)] = -torch.inf
             self.barred = ()
-        return logits_BV.argmax(dim=-1)
+        ids_B = self.choose(logits_BV, self.rows, self.num_steps)
+        self.num_steps += 1
+        return ids_B
 
     def select(self, places: list[int]) -> None:
         """Keep only these rows."""
@@ -137,6 +150,6 @@ class _Running:
     def advance(self, ids_B: Tensor) -> None:
         """Read one more token in every row."""
         # A row that has ended and is still here must not run out of the positions that the model has.
-        self.positions_B = (self.positions_B + 1).clamp(max=self.last_position)
+        self.positions_B = (self.positions_B + 1).clamp(max=self._last_position)
         output = self.passes.read(self.passes.embed(ids_B[:, None]), self.positions_B[:, None])
         self.last_BD = output.last_hidden_state[:, -1]

@@ -10,7 +10,8 @@ from coconut.checkpoints.meta import META_FILE, read_meta
 from coconut.config.schema import BASE, Params
 from coconut.data.examples import read_examples
 from coconut.data.mapped import load_encoded
-from coconut.evaluation.entry import check_entry, open_evaluator, write_receipt
+from coconut.evaluation.entry import check_entry, open_evaluator
+from coconut.evaluation.outputs import write_receipt
 from coconut.files import replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR, checkpoint_dir
 from coconut.probing.conclusion import conclude

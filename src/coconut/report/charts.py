@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from coconut.evaluation.statistics import wilson_interval
-from coconut.report.results import Result, count_updates_before, find_last, find_lineage
+from coconut.report.results import Result, count_updates_before, find_last, find_lineage, find_sizes
 from coconut.report.svg import Chart, Point, Series
 
 _OTHER_HUES = (4, 28, 290, 330, 178, 60, 255, 100)
@@ -80,6 +80,21 @@ def draw_steps(results: Sequence[Result]) -> Chart | None:
     named = ", ".join(f"{steps}: {count}" for steps, count in zip(groups, counts, strict=True))
     label = f"gold steps (questions: {named})" if len(groups) <= 6 else "gold steps"
     return Chart("Accuracy by number of steps", label, "test accuracy", series, limits=(0.0, 1.0), x_ticks=groups)
+
+
+def draw_coverage(results: Sequence[Result], title: str) -> Chart | None:
+    """Draw how probably one of k samples is right, over k; None where nothing was sampled more than once."""
+    styles, series = choose_styles(results), []
+    for result in results:
+        points = []
+        for size in find_sizes(result):
+            value, low, high = (result.metric(f"pass_at_{size}{end}") for end in ("", "_low", "_high"))
+            if value is not None:
+                points.append(Point(size, value, low, high))
+        if len(points) > 1:
+            series.append(Series(result.label, styles[result.name][0], points, styles[result.name][1]))
+    ticks = sorted({point.x for one in series for point in one.points})
+    return Chart(title, "samples", "one is right", series, limits=(0.0, 1.0), x_ticks=ticks) if series else None
 
 
 def draw_speed(results: Sequence[Result]) -> list[Chart]:

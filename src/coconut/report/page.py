@@ -6,7 +6,7 @@ from typing import Any
 
 from coconut.config.schema import BASE, Params
 from coconut.files import check_free_space, replace_file
-from coconut.report.charts import choose_styles, draw_speed, draw_steps, draw_updates
+from coconut.report.charts import choose_styles, draw_coverage, draw_speed, draw_steps, draw_updates
 from coconut.report.curves import CURVES_FILE, write_curves
 from coconut.report.origin import describe_training
 from coconut.report.outcome import describe_outcome
@@ -32,6 +32,7 @@ from coconut.report.tables import (
     expected_table,
     facts_table,
     groups_table,
+    samples_table,
     sets_table,
     tree_table,
 )
@@ -93,6 +94,7 @@ def build_sections(
     if sets:
         sections.append(Section("Further test sets", _sets_text(results), sets_table(results, sets)))
     sections += _group_sections(results, ["", *sets])
+    sections += _sample_sections(results, ["", *sets])
     expected = expected_table(results)
     if expected is not None:
         sections.append(Section("Expected figures", _EXPECTED_TEXT, expected))
@@ -125,6 +127,23 @@ def _group_sections(results: Sequence[Result], sets: Sequence[str]) -> list[Sect
         if table is not None:
             sections.append(Section(f"Accuracy by kind of question{f' of {name}' if name else ''}", "", table))
     return sections
+
+
+def _sample_sections(results: Sequence[Result], sets: Sequence[str]) -> list[Section]:
+    """Show what samples give, for every test set that was sampled."""
+    sections = []
+    for name in sets:
+        own, of_set = [result.of_set(name) for result in results] if name else results, f" of {name}" if name else ""
+        table, chart = samples_table(own), draw_coverage(own, f"Coverage{of_set}")
+        if table is not None:
+            sections.append(Section(f"Samples{of_set}", _SAMPLES_TEXT, table, [] if chart is None else [chart]))
+    return sections
+
+
+_SAMPLES_TEXT = (
+    "Several answers to each question (`evaluate.samples`). pass@k: how probably one of k is right, without bias, with"
+    " a bootstrap over questions. Majority: the most frequent answer, ties to the first."
+)
 
 
 def _sets_text(results: Sequence[Result]) -> str:

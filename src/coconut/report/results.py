@@ -211,6 +211,12 @@ def find_sets(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for name, dot, metric in (key.partition(".") for key in keys) if dot and metric))
 
 
+def find_sizes(result: Result) -> list[int]:
+    """List the k for which an entry has a pass@k."""
+    keys = [key.removeprefix("pass_at_") for key in result.metrics or {} if key.startswith("pass_at_")]
+    return sorted(int(key) for key in keys if key.isdigit())
+
+
 def _read_predictions(
     entry: str, metrics: Mapping[str, float | None] | None, read_text: ReadText
 ) -> tuple[list[Prediction], dict[str, list[Prediction]]]:

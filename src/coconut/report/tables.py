@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from coconut.config.schema import BASE
 from coconut.evaluation.statistics import mcnemar, wilson_interval
-from coconut.report.results import Result, find_last, find_sets
+from coconut.report.results import Result, find_last, find_sets, find_sizes
 from coconut.report.svg import share_bar
 from coconut.report.text import (
     NOT_THERE,
@@ -158,6 +158,24 @@ def groups_table(results: Sequence[Result]) -> Table | None:
     return Table(["entry", *(f"{group or 'no kind'} ({number})" for group, number in counts.items())], rows)
 
 
+def samples_table(results: Sequence[Result]) -> Table | None:
+    """Build a table of what samples give: one of k is right, and the majority; None where no entry was sampled."""
+    sampled = [result for result in results if result.metric("num_samples")]
+    sizes = sorted({size for result in sampled for size in find_sizes(result)})
+    if not sampled:
+        return None
+    rows = [
+        [
+            result.label,
+            f"{result.metric('num_samples'):.0f}",
+            *(format_accuracy(result, f"pass_at_{size}") for size in sizes),
+            format_accuracy(result, "majority"),
+        ]
+        for result in sampled
+    ]
+    return Table(["entry", "samples", *(f"pass@{size} [95 %]" for size in sizes), "majority [95 %]"], rows)
+
+
 def expected_table(results: Sequence[Result]) -> Table | None:
     """Compare the untouched model's accuracies with those that others report for it; None where none was given."""
     base = next((result for result in results if result.name == BASE), None)
@@ -223,9 +241,9 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     return Table(["fact", "value"], [[key, _format_fact(value)] for key, value in facts.items()])
 
 
-def format_accuracy(result: Result) -> str:
+def format_accuracy(result: Result, key: str = "accuracy") -> str:
     """Write `0.981 [0.970, 0.988]`, or that it is not there."""
-    accuracy, low, high = (result.metric(name) for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    accuracy, low, high = (result.metric(name) for name in (key, f"{key}_low", f"{key}_high"))
     if accuracy is None:
         return NOT_THERE
     return f"{accuracy:.3f}" if low is None or high is None else f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
