@@ -131,7 +131,7 @@ def test_neither_batch_nor_order_nor_the_number_of_samples_changes_one(sampling:
     assert draw(gpt2, prompts, sampling, batch_size=1) == whole
     assert draw(gpt2, prompts[::-1], sampling, batch_size=3)[::-1] == whole
     more = draw(gpt2, prompts, Sampling(11, sampling.temperature, sampling.noise, sampling.noise_scale))
-    assert [samples[:3] for samples in more] == whole
+    assert [samples[: sampling.num_samples] for samples in more] == whole
     assert draw(gpt2, prompts, sampling, seed=1) != whole
     for way in WAYS:
         assert draw(gpt2, prompts, sampling, way=way) == whole
