@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.stage_code import stage_code
 
 ROOT = Path(__file__).parents[1]
@@ -110,3 +112,13 @@ def test_a_stage_runs_the_code_of_its_own_work_tree(path: Path, tmp_path: Path) 
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, copy, "cot"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "code of the copy\n")
+
+
+def test_git_holds_nothing_that_dvc_keeps():
+    """DVC fails after the training if git tracks its output."""
+    held = subprocess.run(["git", "ls-files", "outputs", "data"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = set(held.stdout.split())
+    uncached = re.compile(r"outputs/(?:[^/]+/(?:metrics|thoughts)|preprocess|encode)\.json")
+    cached = {out for stage in read_pipeline(ROOT).values() for out in stage.outs if not uncached.fullmatch(out)}
+    assert len(cached) > 40
+    assert {file for file in tracked for out in cached if file == out or file.startswith(f"{out}/")} == set()
