@@ -11,6 +11,7 @@ import yaml
 
 from coconut.config.params import find_former, load_params, parse_params
 from coconut.data.examples import read_examples
+from coconut.evaluation.answers import extract_answer, extract_last_number
 from coconut.evaluation.evaluator import Outcome
 from coconut.evaluation.scores import Scores
 from coconut.files import digest_file
@@ -197,6 +198,24 @@ def test_a_set_may_be_scored_apart_by_the_kind_of_its_questions(project: Path) -
     assert "kind 0 (4)" in table
     assert "no kind (4)" in table
     assert "## Accuracy by kind of question\n" not in page
+
+
+def test_a_set_may_be_read_by_another_rule_than_the_checkpoints(project: Path) -> None:
+    rows = sums(300)[90:102]
+    write_params(project, {f"data.tests.{name}": canonical(rows, project, name) for name in ("one", "two")})
+    succeed(project, *STAGES)
+    write_params(project, {"evaluate.answer_rules": {"two": "last_number"}, "evaluate.max_new_tokens": 1})
+    succeed(project, "evaluate@cot")
+    read = {
+        name: [
+            json.loads(line) for line in (project / f"outputs/cot/predictions/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("one", "two")
+    }
+    assert [line["text"] for line in read["one"]] == [line["text"] for line in read["two"]]
+    assert [line["answer"] for line in read["one"]] == [extract_answer(line["text"]) for line in read["one"]]
+    assert [line["answer"] for line in read["two"]] == [extract_last_number(line["text"]) for line in read["two"]]
+    assert [line["answer"] for line in read["one"]] != [line["answer"] for line in read["two"]]
 
 
 def test_a_tolerance_of_the_evaluation_counts_near_numbers_as_right(project: Path) -> None:

@@ -82,7 +82,10 @@ def _has_weights(folder: Path) -> bool:
     if pickles:
         raise ValueError(
             f"model: {folder} has its weights only as {pickles[0]}, which can run code when opened;"
-            " wanted model.safetensors; convert them with the model's own tools or choose a revision that has it"
+            " wanted model.safetensors; convert them elsewhere, in an environment that you trust: python -c"
+            ' "from transformers import AutoModelForCausalLM as M;'
+            f" M.from_pretrained('{folder}').save_pretrained('OUT')\";"
+            " or choose a revision that has it"
         )
     return False
 

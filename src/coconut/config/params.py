@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.maps import check_train_steps
-from coconut.config.rules import check_curriculum, check_data, check_entry_names, check_expected, check_samples
+from coconut.config.rules import check_curriculum, check_data, check_entry_names, check_samples, check_set_names
 from coconut.config.schema import Entry, LatentConfig, Params, TrainConfig
 from coconut.config.strict import MISSING, check_keys, expect_mapping, parse, read_yaml
 
@@ -42,7 +42,7 @@ def parse_params(tree: Any) -> Params:
     check_curriculum(params.curriculum)
     check_data(params.data)
     check_samples(params.evaluate)
-    check_expected(params.evaluate.expected, params.data.tests)
+    check_set_names(params.evaluate, params.data.tests)
     check_train_steps(params.data, params.curriculum.values())
     return params
 

@@ -147,14 +147,19 @@ def check_samples(evaluate: EvaluateConfig) -> None:
         )
 
 
-def check_expected(expected: Mapping[str, float] | None, tests: Iterable[str]) -> None:
-    """Check that an expected accuracy is that of a test set."""
-    for name in expected or {}:
-        if name not in tests:
-            raise ValueError(
-                f"evaluate.expected.{key_shown(name)}: no such test set, wanted one of data.tests: {', '.join(tests)}"
-                f"{suggest(name, list(tests))}"
-            )
+def check_set_names(evaluate: EvaluateConfig, tests: Iterable[str]) -> None:
+    """Check that what is said of a test set is said of one that there is.
+
+    Raises:
+        ValueError: naming the key and the sets.
+    """
+    for key, values in (("expected", evaluate.expected), ("answer_rules", evaluate.answer_rules)):
+        for name in values or {}:
+            if name not in tests:
+                raise ValueError(
+                    f"evaluate.{key}.{key_shown(name)}: no such test set, wanted one of data.tests:"
+                    f" {', '.join(tests)}{suggest(name, list(tests))}"
+                )
 
 
 def _check_test_names(names: Iterable[Any]) -> None:

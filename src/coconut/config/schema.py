@@ -240,6 +240,8 @@ class EvaluateConfig:
     tolerance: Annotated[Literal["decimals"] | Positive | None, Word("exact")] = None
     """What a number may differ by from the gold one: nothing; so much; or half a unit of the gold one's last decimal,
     where it has any. Validation while training is always exact."""
+    answer_rules: Annotated[Mapping[str, Literal["marked", "last_number"]] | None, Word("none")] = None
+    """By test set: where texts say the answer, where that is not as the checkpoint says."""
     samples: Natural = 0
     """Answers that are drawn for each test question beside the greedy one; 0 for none."""
     temperature: NonNegative = 0.7

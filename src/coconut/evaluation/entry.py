@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import load_checkpoint
-from coconut.checkpoints.meta import META_FILE, CheckpointMeta
+from coconut.checkpoints.meta import META_FILE, AnswerRule, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, EvaluateConfig, Params
@@ -61,8 +61,9 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     evaluator = cache(lambda: open_evaluator(params, name))  # Not opened where every set was scored before.
     sets = {}
     for split in (*names, "valid"):
-        score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}")
-        sets[split] = score() if scored is None else scored.get(split, score)
+        rule = (params.evaluate.answer_rules or {}).get(params.data.test_names.get(split, ""))
+        score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}", rule)
+        sets[split] = score() if scored is None else scored.get(split, score, by=f"{rule}, {split == 'valid'}")
     test, valid = sets["test"].metrics, sets["valid"].metrics
     metrics = test | {
         "valid_accuracy": valid["accuracy"],
@@ -94,9 +95,9 @@ def _num_bytes(params: Params, splits: Iterable[str]) -> int:
     return num_rows * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
 
 
-def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: str) -> Scores:
+def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: str, rule: AnswerRule | None) -> Scores:
     """Score one set of questions."""
-    evaluator = opened()
+    evaluator = opened() if rule is None else replace(opened(), answer=rule)
     examples = read_examples(EXAMPLES_DIR / f"{split}.jsonl")
     dataset = load_encoded(ENCODED_DIR, split, params.evaluate.max_examples)
     num_retries, watch = evaluator.num_oom_retries, Stopwatch()

@@ -67,14 +67,19 @@ class ScoreStore:
         self._fingerprint = inputs.fingerprint_without(*data)
         self._used: set[Path] = set()
 
-    def get(self, split: str, score: Callable[[], Scores]) -> Scores:
+    def get(self, split: str, score: Callable[[], Scores], *, by: str = "") -> Scores:
         """Return the scores of a set, computed if they are not there.
+
+        Args:
+            split: the name of the set's files.
+            score: computes them.
+            by: what else they depend on.
 
         Raises:
             ValueError: an input of the stage changed meanwhile.
         """
         files = [EXAMPLES_DIR / f"{split}.jsonl", ENCODED_DIR / f"{split}.arrow"]
-        key = sha256_of([self._fingerprint, *map(digest_file, files)])
+        key = sha256_of([self._fingerprint, by, *map(digest_file, files)])
         path = self.folder / f"{key[:32]}.json"
         self._used.add(path)
         try:

@@ -170,7 +170,7 @@ class Branches:
         wanted = _with_ancestors(self.targets or list(stages), stages)
         states = {row.stage: row.state for row in stage_rows(self.root)}
         plan = Plan(stages, [name for name in stages if name in wanted and states.get(name) != "done"])
-        exit_code = self._run_branches(plan)
+        exit_code = self._run_branches(plan) if self.num_places > 1 else 0
         # After a failure `dvc repro` would try the same stage again.
         return exit_code or (1 if self.stopped_by else self._run_rest())
 

@@ -37,9 +37,6 @@ def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, kee
         ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a target is no stage.
     """
     jobs = jobs or fitting_jobs(root)
-    if jobs == 1:
-        options = ["--keep-going"] if keeps_going else []
-        os.execv(sys.executable, [sys.executable, "-m", "dvc", "repro", *options, *targets])
     branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=visible_gpus(root))
 
     def stop(number: int, _frame: FrameType | None) -> None:
