@@ -44,7 +44,9 @@ def behaviour(name):
     behaviours = json.loads(path.read_text())
     todo = behaviours.get(name, [])
     now = todo.pop(0) if todo else {}
-    path.write_text(json.dumps(behaviours))
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(behaviours))
+    fresh.replace(path)  # Another branch may be reading.
     return now
 
 def train(name):
