@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from coconut import Reasoner
+from coconut.checkpoints.origin import find_folder
 from coconut.checkpoints.released import KNOWN, find_meta
 from coconut.data.examples import MARKERS
 from coconut.evaluation.answers import extract_last_number
@@ -218,3 +219,26 @@ def test_pickled_weights_are_refused_with_the_cure(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", {"model": str(folder)})
     succeed(project, "digest_code", "params", "preprocess")
     assert "pytorch_model.bin, which can run code when opened" in stage(project, "base").error
+
+
+def test_an_id_of_the_hub_is_looked_up_there_and_a_slip_in_a_path_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_meta(written(tmp_path / "snapshot", with_projector=False), COCONUT)
+    asked = []
+
+    def find(model: str, revision: str | None) -> Path:
+        asked.append((model, revision))
+        return folder
+
+    monkeypatch.setattr("coconut.checkpoints.origin.find_model", find)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    assert find_folder("someone/their-model") == folder
+    assert find_folder("outputs/latent_9") == Path("outputs/latent_9")
+    assert find_folder(folder) == folder
+    assert asked == [("someone/their-model", None)]
+    texts = [one.text for one in Reasoner.from_pretrained("someone/their-model").solve(QUESTIONS, max_new_tokens=5)]
+    assert texts == [one.text for one in Reasoner.from_pretrained(folder).solve(QUESTIONS, max_new_tokens=5)]
+    with pytest.raises(ValueError, match=r"outputs/latent_9: found no such folder"):
+        Reasoner.from_pretrained("outputs/latent_9")

@@ -81,7 +81,7 @@ class Reasoner:
         markers: bool | None = None,
         device: str = "cpu",
     ) -> "Reasoner":
-        """Open a checkpoint of this pipeline, one of the hub ids in docs/released.md, or a plain Hugging Face folder.
+        """Open a checkpoint of this pipeline, a plain Hugging Face folder, or a model of the hub by its id.
 
         A checkpoint says itself how many thoughts it was trained with; what is given here wins.
         For a plain folder all three must be given. Markers that its vocabulary holds are kept.

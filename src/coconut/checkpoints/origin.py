@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from coconut.checkpoints.feedback import load_feedback, save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
-from coconut.checkpoints.released import KNOWN, find_meta
+from coconut.checkpoints.released import find_meta
 from coconut.checkpoints.support import check_supported
 from coconut.checkpoints.weights import build_model, load_model, quiet_transformers, read_config
 from coconut.config.messages import first_line
@@ -124,12 +124,16 @@ def _random_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -
 
 
 def find_folder(name: Path | str) -> Path:
-    """Return a folder, or the local copy of one of the hub's models of which we know how to ask them.
+    """Return a folder, or the local copy of the hub's model of this id, `owner/name`.
+
+    A path below a folder that is here is no id, so that a slip in it is said to be one.
 
     Raises:
         ValueError: the hub does not give it.
     """
-    return find_model(str(name), None) if str(name) in KNOWN and not Path(name).is_dir() else Path(name)
+    owner, slash, _ = str(name).partition("/")
+    is_id = bool(slash) and _HUB_ID.fullmatch(str(name)) is not None and not Path(owner).exists()
+    return find_model(str(name), None) if is_id else Path(name)
 
 
 def find_model(model: str, revision: str | None) -> Path:
