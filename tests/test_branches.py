@@ -151,8 +151,8 @@ def test_a_signal_ends_all_branches_and_both_go_on_from_where_they_were(root, st
     standin.behave(root, {"train@cot": [{"nap": 0.3}], "train@no_cot": [{"nap": 0.3}]})
     process = standin.start(root, "coconut", "repro", "--jobs", "2")
     deadline = time.monotonic() + 60
-    while any(not list(root.glob(f".resume/{name}-*/state-*2")) for name in ("train@cot", "train@no_cot")):
-        assert time.monotonic() < deadline, "both have saved their second update"
+    while any(len(list(root.glob(f".resume/{name}-*/state-*"))) < 2 for name in ("train@cot", "train@no_cot")):
+        assert time.monotonic() < deadline, "both have saved two updates"
         time.sleep(0.05)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
