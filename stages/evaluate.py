@@ -13,6 +13,11 @@ from coconut.pipeline.stage import begin
 if __name__ == "__main__":
     inputs = begin()
 
+from coconut.pipeline.launch import share_out
+
+if __name__ == "__main__":
+    share_out(inputs)
+
 from coconut.config.params import load_params
 from coconut.config.schema import BASE
 from coconut.evaluation.entry import evaluate_entry

@@ -13,7 +13,7 @@ import standin
 from coconut.pipeline.branches import Plan
 from coconut.pipeline.dvc_file import Stage, read_pipeline
 from coconut.pipeline.events import events_path, last_run
-from coconut.pipeline.repro import fitting_jobs, visible_gpus
+from coconut.pipeline.repro import fitting_jobs, gpus_of
 from coconut.pipeline.status import parents_of, stage_rows
 
 NAMES = ["base", "train@cot", "train@latent_1", "train@no_cot"]
@@ -200,7 +200,7 @@ def test_one_job_for_every_gpu_that_may_be_used(tmp_path, monkeypatch, runtime, 
     (tmp_path / "params.yaml").write_text(json.dumps({"runtime": runtime}))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert visible_gpus(tmp_path) == gpus
+    assert gpus_of(tmp_path) == gpus
     if gpus:
         assert fitting_jobs(tmp_path) == len(gpus)
 

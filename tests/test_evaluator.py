@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from coconut.data.curriculum import ALL_STEPS, ViewPlan
 from coconut.data.examples import Example
 from coconut.evaluation.entry import summarise
-from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches, judge
+from coconut.evaluation.evaluator import Evaluator
+from coconut.evaluation.outcomes import Outcome, chain_matches, judge
 from coconut.evaluation.outputs import find_doubtful
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded

@@ -12,7 +12,7 @@ LAYERS = (
     ("layout",),
     ("config",),
     ("files",),
-    ("logs", "devices"),
+    ("logs", "devices", "peers", "parts"),
     ("pipeline", "tracking"),
     ("data",),
     ("model",),

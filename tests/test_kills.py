@@ -70,6 +70,7 @@ WIDE_RECIPE: dict[str, Any] = {
 TIMINGS = {
     "seconds", "cpu_seconds", "load", "tokens_per_s", "ms_per_update", "seconds_per_example", "peak_memory_mb",
     "cpu_seconds_per_example", "eval_load", "train_seconds", "train_cpu_seconds", "train_load",
+    "peak_memory_mb_of_processes",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import yaml
 from coconut.config.params import find_former, load_params, parse_params
 from coconut.data.examples import read_examples
 from coconut.evaluation.answers import extract_answer, extract_last_number
-from coconut.evaluation.evaluator import Outcome
+from coconut.evaluation.outcomes import Outcome
 from coconut.evaluation.scores import Scores
 from coconut.files import digest_file
 from inprocess import canonical_splits, make_folder, stage, succeed, sums, write_rows

@@ -4,15 +4,20 @@ import os
 import resource
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from coconut.config.messages import first_line
 from coconut.config.schema import RuntimeConfig
+from coconut.peers import Peers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other, while the first one writes a checkpoint say, before they count as stuck."""
 
 
 def peak_memory_mb() -> float:
@@ -99,10 +104,9 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
     # Imported here: stages that need no torch do not wait for it.
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     check_device(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if precision == "bf16-weights":
         logger.warning(
@@ -111,9 +115,26 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
         )
     # Off unless it is asked for, so that fp32 means the same on every GPU.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
-    if not accelerator.is_main_process:
-        logger.remove()  # One process speaks for all.
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    # After the library, which sets the threads of a CPU's processes by itself.
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     elif accelerator.num_processes > 1:
+        torch.set_num_threads(max(1, num_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if accelerator.is_main_process and accelerator.num_processes > 1:
         logger.info("{} processes on {}", accelerator.num_processes, accelerator.device.type)
     return accelerator
+
+
+def is_shared() -> bool:
+    """Say whether this process is one of several that share a stage."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def peers_of(accelerator: "Accelerator") -> Peers:
+    """Return the processes of this run, as this one sees them."""
+    return Peers(accelerator.process_index, accelerator.num_processes, accelerator.device)

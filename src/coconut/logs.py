@@ -1,5 +1,6 @@
 """Log sinks and progress."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +17,16 @@ _DATED_LINE = "{time:YYYY-MM-DD HH:mm:ss} | {level: <7} | {message}"
 
 @contextmanager
 def log_sinks(name: str) -> Iterator[None]:
-    """Log to the terminal, without breaking a progress bar, and to `outputs/logs/<name>.log`."""
+    """Log to the terminal, without breaking a progress bar, and to `outputs/logs/<name>.log`.
+
+    Of several processes that share a stage, the first one speaks for all, and each has a file of its own.
+    """
     logger.remove()
-    logger.add(_write_to_terminal, format=_LINE, level="INFO", colorize=False)
+    if _rank() == 0:
+        logger.add(_write_to_terminal, format=_LINE, level="INFO", colorize=False)
     # diagnose=False: values of variables may hold data, and do not belong into a log.
-    sink = _LogFile(LOG_DIR / f"{name.replace('@', '-')}.log")
+    suffix = f".process-{_rank()}" if _rank() else ""
+    sink = _LogFile(LOG_DIR / f"{name.replace('@', '-')}{suffix}.log")
     logger.add(sink.write, format=_DATED_LINE, level="DEBUG", diagnose=False)
     yield
     logger.complete()
@@ -56,4 +62,9 @@ def _write_to_terminal(line: str) -> None:
 
 def shows_progress() -> bool:
     """Say whether somebody watches: a terminal gets a bar, anything else one log line per interval."""
-    return sys.stderr.isatty()
+    return _rank() == 0 and sys.stderr.isatty()
+
+
+def _rank() -> int:
+    """Return the number of this process among those that share its stage."""
+    return int(os.environ.get("RANK", "0"))

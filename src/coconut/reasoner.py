@@ -31,7 +31,8 @@ from coconut.data.encoding import (
 )
 from coconut.data.examples import Example
 from coconut.data.views import MarkerIds, build_view, prompt_length
-from coconut.evaluation.evaluator import Evaluator, read_answer
+from coconut.evaluation.evaluator import Evaluator
+from coconut.evaluation.outcomes import read_answer
 from coconut.files import replace_file
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import Decoded

@@ -1,11 +1,14 @@
 """Files of named tensors: weights, a trained thought, an optimiser's moments, a resume state."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,9 +16,17 @@ from torch import Tensor
 from coconut.config.messages import first_line
 from coconut.data.documents import describe_foreign
 from coconut.files import remove
+from coconut.parts import is_part, whole
 
 RESTORE = "`dvc repro` restores the checkpoint"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
 _MAX_HEADER_BYTES = 16 << 20
 """A header of 100,000 tensors takes 10 MB; one far larger would take minutes to parse."""
 
@@ -31,7 +42,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         remove(partial)
         partial.mkdir()
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / path.name)
+        if any(is_part(tensor) for tensor in tensors.values()):
+            _write_gathered(tensors, partial / path.name)
+        else:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / path.name)
         (partial / path.name).chmod(0o644)  # safetensors writes 0600.
         (partial / path.name).replace(path)
         partial.rmdir()
@@ -39,6 +53,26 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         match = _SYSTEM_ERROR.search(str(error))
         number = int(match[1]) if match else errno.EIO
         raise OSError(number, os.strerror(number) if match else str(error), str(path)) from error
+
+
+def _write_gathered(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors of which each process holds a part, one after the other, so that only one is ever whole.
+
+    The other processes take part by `parts.give_parts`. Names are written in order, as it goes through them.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            gathered = whole(tensors[name].detach()).cpu().contiguous()
+            file.write(memoryview(gathered.reshape(-1).view(torch.uint8).numpy()))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

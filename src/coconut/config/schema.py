@@ -312,6 +312,10 @@ class RuntimeConfig:
     """Whether the fast path may be used where it is proved. Either value gives the same numbers but for rounding."""
     checkpoint_activations: bool
     tracker: Literal["none", "wandb", "trackio", "tensorboard"]
+    processes: Literal["auto"] | Annotated[int, Range(1, 4_096)] = "auto"
+    """Processes on one host that share the rows of a training or an evaluation; `auto` is one per GPU, one on a CPU."""
+    launcher: Annotated[str | None, Word("none")] = None
+    """A command, `srun --ntasks-per-node=1`, that starts the stage once on every host of an allocation."""
 
 
 @dataclass(frozen=True)

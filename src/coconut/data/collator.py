@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         return self.input_ids_BT.numel()
 
 
-def collate(views: Sequence[View], *, pad_id: int) -> Batch:
+def collate(views: Sequence[View], *, pad_id: int, min_columns: int = 0) -> Batch:
     """Pad rows on the left until their first slots share a column, and then on the right.
 
     This is the result for questions of 2 and 1 tokens with 2 and 0 slots (`L`); `.` is padding:
@@ -54,6 +54,7 @@ def collate(views: Sequence[View], *, pad_id: int) -> Batch:
     """
     first_slot = max(view.prefix_length for view in views)
     num_columns = first_slot + max(len(view.input_ids) - view.prefix_length for view in views)
+    num_columns = max(num_columns, min_columns)
     ids, mask, positions, latents, labels = [], [], [], [], []
     for view in views:
         left, length = first_slot - view.prefix_length, len(view.input_ids)

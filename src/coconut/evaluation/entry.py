@@ -17,9 +17,10 @@ from coconut.config.schema import BASE, EvaluateConfig, Params
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
-from coconut.devices import Stopwatch, build_accelerator, machine_load, peak_memory_mb
+from coconut.devices import Stopwatch, build_accelerator, is_shared, machine_load, peak_memory_mb, peers_of
 from coconut.evaluation.answers import same_answer
-from coconut.evaluation.evaluator import Evaluator, Outcome, chain_matches, read_answer
+from coconut.evaluation.evaluator import Evaluator
+from coconut.evaluation.outcomes import Outcome, chain_matches, read_answer
 from coconut.evaluation.outputs import METRICS, SET_METRICS, expected_metrics, find_doubtful, write_entry
 from coconut.evaluation.samples import Samples, measure
 from coconut.evaluation.scores import Scores, ScoreStore
@@ -36,6 +37,7 @@ from coconut.logs import shows_progress
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling
+from coconut.peers import Peers
 
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""
@@ -55,6 +57,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         OSError: if the outputs cannot be written.
     """
     check_entry(params, name)
+    peers = peers_of(build_accelerator(params.runtime, params.evaluate.precision)) if is_shared() else Peers()
     training = _training_metrics(name)
     names = find_test_sets()
     check_free_space({OUTPUTS_DIR / name: _num_bytes(params, names)})
@@ -63,7 +66,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     for split in (*names, "valid"):
         rule = (params.evaluate.answer_rules or {}).get(params.data.test_names.get(split, ""))
         score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}", rule)
-        sets[split] = score() if scored is None else scored.get(split, score, by=f"{rule}, {split == 'valid'}")
+        sets[split] = score() if scored is None else scored.get(split, score, peers, by=f"{rule}, {split == 'valid'}")
     test, valid = sets["test"].metrics, sets["valid"].metrics
     metrics = test | {
         "valid_accuracy": valid["accuracy"],
@@ -72,7 +75,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         **training,
     }
     if name == BASE:
-        metrics["peak_memory_mb"] = round(peak_memory_mb(), 1)
+        metrics["peak_memory_mb"] = round(max(peers.gather(peak_memory_mb())), 1)
     for doubt in find_doubtful(metrics):
         logger.warning("{}: {}", name, doubt)
     flat = {key: metrics[key] for key in METRICS}
@@ -83,6 +86,8 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         flat |= {f"{prefix}{key}": value for key, value in sets[split].metrics.get("sampled", {}).items()}
     if name == BASE:
         flat |= expected_metrics(params)
+    if not peers.leads:
+        return
     with writing(OUTPUTS_DIR / name):
         write_entry(name, flat, {split: sets[split] for split in names})
     if scored is not None:
@@ -110,7 +115,7 @@ def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: s
         "eval_load": round(machine_load(), 3),
         # Their prompt does not fit into the model's positions, or holds words that the vocabulary lacks.
         "num_left_out": len(examples) - len(load_encoded(ENCODED_DIR, split)),
-        "eval_oom_retries": evaluator.num_oom_retries - num_retries,
+        "eval_oom_retries": sum(evaluator.peers.gather(evaluator.num_oom_retries - num_retries)),
     }
     logger.info("{}: accuracy {accuracy:.4f} of {num_examples} examples", title, **metrics)
     if not params.evaluate.samples or split == "valid":
@@ -187,6 +192,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         options=PassOptions(fast=params.runtime.fast),
         answer=meta.answer,
         tolerance=params.evaluate.tolerance,
+        peers=peers_of(accelerator),
     )
 
 

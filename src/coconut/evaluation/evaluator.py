@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coconut.checkpoints.meta import AnswerRule
 from coconut.data.collator import collate
 from coconut.data.curriculum import ViewPlan
-from coconut.data.examples import ANSWER_MARK, Example
+from coconut.data.examples import Example
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_prompt, build_view
 from coconut.devices import explain_failure, is_out_of_memory
-from coconut.evaluation.answers import extract_answer, extract_last_number, same_answer
+from coconut.evaluation.outcomes import Outcome, judge
 from coconut.evaluation.quantities import Tolerance
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
@@ -28,32 +27,13 @@ from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling, sample
 from coconut.model.thoughts import Edit, SlotFeedback, pause_feedback
+from coconut.peers import Peers
+from coconut.pipeline.signals import Interrupted
 
+Work = Callable[[Sequence[int]], list[Any]]
+"""From the places of a batch to what is found in it, as JSON can hold it."""
 Edits = Callable[[Sequence[int]], Edit]
 """From the places of the prompts of a batch to what edits their slots."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One example and what the model made of it; a line of `predictions.jsonl`."""
-
-    index: int
-    num_steps: int
-    """Of the gold solution."""
-    gold: str
-    answer: str | None
-    """Extracted from the text; None where it holds none."""
-    right: bool
-    truncated: bool
-    num_generated_tokens: int
-    text: str
-    group: str = ""
-    """A kind of question by which a set is scored apart; empty where the set names none."""
-
-    def to_json(self) -> str:
-        """Write the line, without a group where there is none."""
-        fields = dataclasses.asdict(self)
-        return json.dumps({k: v for k, v in fields.items() if k != "group" or v}, ensure_ascii=False) + "\n"
 
 
 @dataclass
@@ -76,7 +56,12 @@ class Evaluator:
     """Where the model says its answer."""
     tolerance: Tolerance = None
     """What a number may differ by from the gold one."""
+    peers: Peers = field(default_factory=Peers)
+    """Each of them does its part of the rows, and all of them return the whole."""
+    poll: Callable[[], None] = field(default=lambda: None)
+    """Called before each batch; raises `Interrupted` to give up, here and in all other processes."""
     num_oom_retries: int = 0
+    """In this process."""
 
     @property
     def pad_id(self) -> int:
@@ -96,23 +81,20 @@ class Evaluator:
         not_first: Collection[int] = (),
         on_rows: Callable[[int], object] = lambda _count: None,
     ) -> list[Decoded]:
-        """Generate after each prompt, longest first so that little is padded; results in the given order.
+        """Generate after each prompt; results in the given order.
 
         Args:
             edits: what enters the slots instead of the thoughts.
             not_first: ids that no answer may begin with.
         """
-        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
-        decoded: dict[int, Decoded] = {}
 
-        def decode_batch(places: Sequence[int]) -> None:
+        def decode_batch(places: Sequence[int]) -> list[Any]:
             edit = None if edits is None else edits(places)
             rows = self._decode_batch([prompts[place] for place in places], edit, not_first)
-            decoded.update(zip(places, rows, strict=True))
-            on_rows(len(places))
+            on_rows(len(places) * self.peers.count)
+            return [dataclasses.asdict(row) for row in rows]
 
-        self._in_batches(order, decode_batch)
-        return [decoded[place] for place in range(len(prompts))]
+        return [Decoded(**row) for row in self._by_place(prompts, decode_batch)]
 
     def prompts(self, questions_ids: Sequence[Sequence[int]]) -> list[View]:
         """Lay out the prompts of encoded questions."""
@@ -131,10 +113,8 @@ class Evaluator:
         Raises:
             ValueError: thoughts are to be drawn in a way that the model does not have, or the model fails.
         """
-        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
-        sampled: dict[int, list[Decoded]] = {}
 
-        def sample_batch(places: Sequence[int]) -> None:
+        def sample_batch(places: Sequence[int]) -> list[Any]:
             chosen = [prompts[place] for place in places]
             keys_BN = torch.tensor(
                 [
@@ -154,11 +134,11 @@ class Evaluator:
                     max_new_tokens=self._limits(chosen),
                     options=self.options,
                 )
-            sampled.update(zip(places, rows, strict=True))
-            on_rows(len(places))
+            on_rows(len(places) * self.peers.count)
+            return [[dataclasses.asdict(one) for one in row] for row in rows]
 
-        self._in_batches(order, sample_batch, rows_each=sampling.num_samples)
-        return [sampled[place] for place in range(len(prompts))]
+        found = self._by_place(prompts, sample_batch, rows_each=sampling.num_samples)
+        return [[Decoded(**one) for one in row] for row in found]
 
     def _limits(self, prompts: Sequence[View]) -> list[int]:
         """Return how many tokens each prompt may get: a position that the model does not have cannot be read."""
@@ -193,17 +173,16 @@ class Evaluator:
         views = [build_view(*example, plan=self.plan, markers=self.markers) for example in dataset.examples()]
         # The encode stage keeps rows for evaluation that fit without the gold chain of thought.
         views = [view for view in views if len(view.input_ids) <= num_positions(self.model)]
-        order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
-        sums: list[tuple[float, int]] = []
 
-        def score_batch(places: Sequence[int]) -> None:
+        def score_batch(places: Sequence[int]) -> list[tuple[float, int]]:
             batch = collate([views[place] for place in places], pad_id=self.pad_id).to(self.model.device)
             with self.autocast():
                 nll, num_tokens = latent_nll(self.model, self.feedback, batch, self.options)
-            sums.append((float(nll), num_tokens))
+            return [(float(nll), num_tokens)]
 
-        self._in_batches(order, score_batch)
-        return sum(nll for nll, _ in sums) / max(1, sum(count for _, count in sums))
+        sums = [found for part in self._parts(views, score_batch) for found in part]
+        nll, num_tokens = (sum(parts) for parts in zip(*sums, strict=True)) if sums else (0.0, 0)
+        return float(nll) / max(1, num_tokens)
 
     def outcomes(
         self,
@@ -219,20 +198,43 @@ class Evaluator:
         rows = zip(columns["index"], decoded, texts, strict=True)
         return [judge(index, examples[index], row, text, self.answer, self.tolerance) for index, row, text in rows]
 
-    def _in_batches(self, order: Sequence[int], work: Callable[[Sequence[int]], None], *, rows_each: int = 1) -> None:
+    def _by_place(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[Any]:
+        """Return what the work finds for each view, in their order."""
+        parts = self._parts(views, work, rows_each=rows_each)
+        found = {
+            place: row
+            for rank, part in enumerate(parts)
+            for place, row in zip(self._order(views, rank), part, strict=True)
+        }
+        return [found[place] for place in range(len(views))]
+
+    def _order(self, views: Sequence[View], rank: int) -> list[int]:
+        """Return the places of the views that a process works on, the longest first, so that little is padded."""
+        order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
+        return order[rank :: self.peers.count]
+
+    def _parts(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[list[Any]]:
+        """Return what the work finds in the part of each process; see `_in_batches`."""
+        own = self._order(views, self.peers.rank)
+        return self.peers.collect(lambda: self._in_batches(own, work, rows_each=rows_each), Interrupted)
+
+    def _in_batches(self, order: Sequence[int], work: Work, *, rows_each: int) -> list[Any]:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too.
 
         Args:
             rows_each: of the batch, for each place.
 
         Raises:
+            Interrupted: if `poll` says so.
             ValueError: if the model fails on a batch, naming its rows.
         """
+        found: list[Any] = []
         done = 0
         while done < len(order):
+            self.poll()
             places = order[done : done + max(1, self.batch_size // rows_each)]
             try:
-                work(places)
+                found += work(places)
             except (RuntimeError, IndexError) as error:
                 if len(places) == 1 or not is_out_of_memory(error):
                     shown = ", ".join(map(str, places[:16])) + (", ..." if len(places) > 16 else "")
@@ -242,38 +244,10 @@ class Evaluator:
                 logger.warning("out of memory with {} rows; going on with {}", len(places) * rows_each, self.batch_size)
                 continue
             done += len(places)
+        return found
 
 
 def sample_key(prompt_ids: Sequence[int], number: int, seed: int) -> int:
     """Return the key of a question's sample: 64 bits, signed."""
     content = f"{seed} {number} {' '.join(map(str, prompt_ids))}".encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
-
-
-def read_answer(text: str, rule: AnswerRule) -> str | None:
-    """Find the answer where a model's rule says that it stands; None when there is none."""
-    return extract_answer(text) if rule == "marked" else extract_last_number(text)
-
-
-def judge(
-    index: int, example: Example, row: Decoded, text: str, rule: AnswerRule = "marked", tolerance: Tolerance = None
-) -> Outcome:
-    """Compare what one row generated with the gold answer."""
-    answer = read_answer(text, rule)
-    return Outcome(
-        index=index,
-        num_steps=len(example.steps),
-        gold=example.answer,
-        answer=answer,
-        right=same_answer(answer, example.answer, tolerance),
-        truncated=row.truncated,
-        num_generated_tokens=row.num_tokens,
-        text=text,
-        group=example.group,
-    )
-
-
-def chain_matches(outcome: Outcome, example: Example, plan: ViewPlan) -> bool:
-    """Say whether the generated chain of thought is the gold one, white space folded."""
-    found = outcome.text.rpartition(ANSWER_MARK)[0]
-    return found.split() == " ".join(example.steps[plan.num_dropped_steps :]).split()

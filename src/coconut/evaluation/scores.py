@@ -14,10 +14,11 @@ from typing import Any
 
 from loguru import logger
 
-from coconut.evaluation.evaluator import Outcome
+from coconut.evaluation.outcomes import Outcome
 from coconut.evaluation.samples import Samples
 from coconut.files import digest_file, replace_file, sha256_of
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR
+from coconut.peers import Peers
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.resume import resume_dir
 
@@ -67,12 +68,13 @@ class ScoreStore:
         self._fingerprint = inputs.fingerprint_without(*data)
         self._used: set[Path] = set()
 
-    def get(self, split: str, score: Callable[[], Scores], *, by: str = "") -> Scores:
+    def get(self, split: str, score: Callable[[], Scores], peers: Peers | None = None, *, by: str = "") -> Scores:
         """Return the scores of a set, computed if they are not there.
 
         Args:
             split: the name of the set's files.
-            score: computes them.
+            score: computes them, together with the peers.
+            peers: the processes of the stage, which all ask for the same sets.
             by: what else they depend on.
 
         Raises:
@@ -82,14 +84,16 @@ class ScoreStore:
         key = sha256_of([self._fingerprint, by, *map(digest_file, files)])
         path = self.folder / f"{key[:32]}.json"
         self._used.add(path)
-        try:
-            scores = Scores.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # Not there, or damaged: nobody's result depends on it.
-            scores = score()
-            self._inputs.refuse_if_changed()
-            self._keep(path, scores)
-        else:
+        peers = peers or Peers()
+        kept = _read(path)
+        # What one of them cannot read, none of them takes: they must score it together.
+        if all(peers.gather(kept is not None)) and kept is not None:
             logger.info("{}: scored before, with the same checkpoint, questions and parameters", split)
+            return kept
+        scores = score()
+        self._inputs.refuse_if_changed()
+        if peers.leads:
+            self._keep(path, scores)
         return scores
 
     def _keep(self, path: Path, scores: Scores) -> None:
@@ -103,3 +107,10 @@ class ScoreStore:
         """Delete the scores of this entry that were not asked for, which are of other parameters or questions."""
         for path in set(self.folder.glob("*.json")) - self._used:
             path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Scores | None:
+    try:
+        return Scores.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Not there, or damaged: nobody's result depends on it.
+        return None

@@ -25,7 +25,7 @@ from coconut.model.batch import Batch
 from coconut.model.choice import open_passes
 from coconut.model.feedback import Feedback
 from coconut.model.parallel import read_in_parallel
-from coconut.model.passes import PassOptions, PlainPasses
+from coconut.model.passes import PassOptions, PlainPasses, cut
 
 IGNORED = -100
 """The label of a column without loss."""
@@ -51,13 +51,14 @@ def read_columns(passes: PlainPasses, feedback: Feedback, batch: Batch) -> Tenso
         return read_in_parallel(passes, feedback, embeds_BTD=embeds_BTD, is_latent_BT=batch.is_latent_BT)
     hidden_parts: list[Tensor] = []
     thought_BD: Tensor | None = None
-    for start, stop in pairwise([0, *latent_columns, embeds_BTD.shape[1]]):
+    num_columns = embeds_BTD.shape[1]
+    for start, stop in pairwise([0, *cut(latent_columns, num_columns, passes.options.num_passes), num_columns]):
         embeds_BSD = embeds_BTD[:, start:stop]
         if thought_BD is not None:
             embeds_BSD = _put_first(embeds_BSD, thought_BD, where_B=batch.is_latent_BT[:, start])
         output = passes.read(embeds_BSD)
         hidden_parts.append(output.last_hidden_state)
-        thought_BD = feedback(output, embeds_BSD[:, -1]) if stop < embeds_BTD.shape[1] else None
+        thought_BD = feedback(output, embeds_BSD[:, -1]) if stop < num_columns else None
     return torch.cat(hidden_parts, dim=1)
 
 

@@ -39,6 +39,19 @@ class PassOptions:
     max_logits: int = 1 << 25
     """Logits (tokens x V) that exist at once while the loss is computed: 128 MB in float32."""
     thresholds: Thresholds = field(default_factory=Thresholds)
+    num_passes: int = 0
+    """Passes that a batch is cut into at least, where processes must read equally many; more cuts change nothing."""
+
+
+def cut(latent_columns: list[int], num_columns: int, num_passes: int) -> list[int]:
+    """Return the columns before which a batch is cut: the latent ones, and the last others up to `num_passes`.
+
+    >>> cut([3, 4], 9, 0), cut([3, 4], 9, 5), cut([], 9, 2)
+    ([3, 4], [3, 4, 7, 8], [8])
+    """
+    num_more = max(0, num_passes - 1 - len(latent_columns))
+    others = [column for column in range(1, num_columns) if column not in latent_columns]
+    return sorted([*latent_columns, *others[len(others) - num_more :]])
 
 
 class PlainPasses:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from coconut.layout import LOG_DIR
+from coconut.pipeline.signals import AGENT, is_worker
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -55,7 +56,7 @@ def recording(stage: str) -> Iterator[None]:
     def write(message: "Message") -> None:
         record = message.record
         text = record["message"][:_LONGEST_MESSAGE]
-        event = {"stage": stage, "pid": os.getpid(), "time": time.time(), "message": text}
+        event = {"stage": stage, "pid": _pid_of_stage(), "time": time.time(), "message": text}
         # The first line break ends what a full disk cut off before.
         line = f"\n{json.dumps(event | record['extra'], default=str)}\n".encode()
         with contextlib.suppress(OSError):
@@ -72,6 +73,11 @@ def recording(stage: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # Whoever else sets up the logs may have removed it.
             logger.remove(sink)
+
+
+def _pid_of_stage() -> int:
+    """Return the number of the process that DVC started, which is another one where several share the stage."""
+    return int(os.environ[AGENT]) if is_worker() else os.getpid()
 
 
 def events_path(stage: str, root: Path = Path()) -> Path:

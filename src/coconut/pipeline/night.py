@@ -19,7 +19,7 @@ from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.dvc_lock import describe_holder, repair
 from coconut.pipeline.journal import Journal
 from coconut.pipeline.record import keep_copy
-from coconut.pipeline.repro import visible_gpus
+from coconut.pipeline.repro import gpus_of
 from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import GRACE_S, die_with_parent
@@ -181,7 +181,7 @@ class Night:
             self.journal.write,
             self.targets,
             keeps_going=True,
-            gpus=visible_gpus(self.root),
+            gpus=gpus_of(self.root),
             on_stage=self._keep_copy,
         )
         branches.stopped_by = self.stopped_by

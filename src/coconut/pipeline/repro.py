@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_mapping
+from coconut.pipeline.gpus import gpus_by_stage, processes_of
 from coconut.pipeline.signals import GRACE_S, STOP_SIGNALS, unblock
 
 _STAGE_BYTES = 1_200_000_000
@@ -37,7 +38,7 @@ def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, kee
         ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a target is no stage.
     """
     jobs = jobs or fitting_jobs(root)
-    branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=visible_gpus(root))
+    branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=gpus_of(root))
 
     def stop(number: int, _frame: FrameType | None) -> None:
         is_urgent = number == signal.SIGALRM or (branches.stopped_by is not None and number == signal.SIGINT)
@@ -57,26 +58,21 @@ def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, kee
 
 def fitting_jobs(root: Path) -> int:
     """Return how many stages the machine has room for at once, by its GPUs, cores and free memory."""
-    gpus = visible_gpus(root)
-    if gpus:
+    if gpus := gpus_of(root):
         return len(gpus)
-    threads = _runtime(root).get("threads")
+    runtime = _runtime(root)
+    threads = runtime.get("threads")
     if not isinstance(threads, int) or threads < 1:
         return 1  # One stage takes all cores.
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = int(psutil.virtual_memory().available / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
-    return max(1, min(num_cores // threads, room))
+    num_processes = processes_of(runtime)
+    return max(1, min(num_cores // (threads * num_processes), room // num_processes))
 
 
-def visible_gpus(root: Path) -> list[str]:
-    """Name the GPUs that stages may use: those that the environment names, or those that the driver lists."""
-    if _runtime(root).get("device") == "cpu":
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
-    listed = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number, _ in enumerate(listed.iterdir())] if listed.is_dir() else []
+def gpus_of(root: Path) -> list[str]:
+    """Return the GPUs of each of the stages that run side by side; see `gpus_by_stage`."""
+    return gpus_by_stage(_runtime(root))
 
 
 def _runtime(root: Path) -> dict[str, object]:

@@ -5,8 +5,11 @@ Importing this module is cheap (no torch), so that a stage can call `die_with_pa
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +18,10 @@ from types import FrameType
 GRACE_S = 25
 """Time between the request to stop and the end. A preempted machine gives 30 s."""
 
+AGENT = "COCONUT_AGENT"
+"""The environment's name for the process that has started the several processes of a stage; see `launch`."""
 _PR_SET_PDEATHSIG = 1
+_WATCH_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -34,6 +40,7 @@ class Stop:
         self.signal: signal.Signals | None = None
         self._grace_s = grace_s
         self._interrupts = False
+        self._is_polled = False
 
     @property
     def requested(self) -> bool:
@@ -53,6 +60,20 @@ class Stop:
             yield
         finally:
             self._interrupts = False
+
+    @contextmanager
+    def polled(self) -> Iterator[None]:
+        """Let a request to stop end this block at the next `poll`, for what must not end just anywhere."""
+        self._is_polled = True
+        try:
+            yield
+        finally:
+            self._is_polled = False
+
+    def poll(self) -> None:
+        """Raise `Interrupted` within `polled`, if the request has come."""
+        if self._is_polled and self.requested:
+            raise Interrupted
 
     def note(self, number: int) -> None:
         """Take the request of a signal: what the handler does."""
@@ -119,6 +140,34 @@ def die_with_parent() -> None:
         raise Preempted(128 + signal.SIGTERM)
 
 
+def is_worker() -> bool:
+    """Say whether this process is one of several that an agent has started for one stage."""
+    return os.environ.get(AGENT, "").isdigit() and "LOCAL_RANK" in os.environ
+
+
+def end_in_any_case() -> None:
+    """Start a thread that ends this process `GRACE_S` seconds after a stop signal or the end of its parent.
+
+    For a process that waits for others in a library's own code: Python's handlers, and with them the alarm of
+    `stop_on_signals`, do not run there, and a peer that hangs would keep it for ever.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader, os.getppid()), daemon=True).start()
+
+
+def _watch(reader: int, parent: int) -> None:
+    deadline: float | None = None
+    while deadline is None or time.monotonic() < deadline:
+        is_told = bool(select.select([reader], [], [], _WATCH_S)[0]) and any(
+            number in STOP_SIGNALS for number in os.read(reader, 1024)
+        )
+        if deadline is None and (is_told or os.getppid() != parent):
+            deadline = time.monotonic() + GRACE_S
+    os._exit(128 + signal.SIGTERM)
+
+
 def _is_orphan() -> bool:
     """Say whether the `dvc` that started this process ended before `die_with_parent` was called.
 
@@ -126,6 +175,8 @@ def _is_orphan() -> bool:
     another session, which no shell between `dvc` and its stage does.
     """
     parent = os.getppid()
+    if is_worker():
+        return parent != int(os.environ[AGENT])
     if "DVC_STAGE" not in os.environ:
         return False
     try:

@@ -4,19 +4,30 @@ Importing this module is cheap (no torch).
 """
 
 import gc
+import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from loguru import logger
 
 from coconut.files import can_pass
 from coconut.logs import log_sinks
+from coconut.peers import PeerLostError
 from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
 from coconut.pipeline.inputs import StageInputs
-from coconut.pipeline.signals import Preempted, die_with_parent
+from coconut.pipeline.signals import Preempted, die_with_parent, end_in_any_case, is_worker
+
+LOST_PEER = 75
+"""The exit code of a process that another one of its stage has left alone: it is not the cause."""
+_CAUSE_S = 2.0
+"""What such a process waits, so that the one that failed is found first."""
 
 
 def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: StageInputs | None = None) -> None:
@@ -28,17 +39,14 @@ def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: 
     What a user can cure (`ValueError`, `OSError`, no memory, a model or a GPU that fails) becomes one message and
     exit code 1; its traceback goes to the log file only. Anything else is a defect of ours and keeps its traceback.
     """
-    if not gc.isenabled():  # By `begin`. What was imported stays, and need not be looked at again.
-        gc.freeze()
-        gc.enable()
+    if is_worker():
+        _run_worker(main, name, arguments, inputs)
+        return
+    _collect_garbage_again()
     with log_sinks(name), recording(name):
         logger.bind(event="begun").debug("{} begun", name)
         try:
-            if inputs is not None:
-                inputs.refuse_newer_code()
-            main(*arguments)
-            if inputs is not None:
-                inputs.refuse_if_changed()
+            _run(main, arguments, inputs)
         except Exception as error:
             message = describe(error)
             failed = logger.bind(event="failed", can_pass=can_pass(error))
@@ -52,6 +60,47 @@ def run_stage(main: Callable[..., None], name: str, /, *arguments: str, inputs: 
             logger.bind(event="stopped").debug("{} stopped: {!r}", name, end)
             raise
         logger.bind(event="ended").debug("{} ended", name)
+
+
+def _collect_garbage_again() -> None:
+    if not gc.isenabled():  # By `begin`. What was imported stays, and need not be looked at again.
+        gc.freeze()
+        gc.enable()
+
+
+def _run(main: Callable[..., None], arguments: Sequence[str], inputs: StageInputs | None) -> None:
+    if inputs is not None:
+        inputs.refuse_newer_code()
+    main(*arguments)
+    if inputs is not None:
+        inputs.refuse_if_changed()
+
+
+def _run_worker(main: Callable[..., None], name: str, arguments: Sequence[str], inputs: StageInputs | None) -> None:
+    """Run one of the several processes of a stage: how it ends is told to the process that started it."""
+    _collect_garbage_again()
+    with log_sinks(name), recording(name):
+        try:
+            _run(main, arguments, inputs)
+        except PeerLostError as error:
+            logger.debug("{}: {}", name, error)
+            time.sleep(_CAUSE_S)
+            sys.exit(LOST_PEER)
+        except Exception as error:
+            logger.opt(exception=True).debug("{} failed", name)
+            message = describe(error)
+            _leave_record(message or f"{type(error).__name__}: {error}", can_pass=can_pass(error))
+            if message is None:
+                raise
+            sys.exit(1)
+
+
+def _leave_record(message: str, *, can_pass: bool) -> None:
+    """Leave the reason of a failure where torch's elastic agent looks for it."""
+    record = {"message": message, "timestamp": int(time.time()), "is_described": True, "can_pass": can_pass}
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
 def begin() -> StageInputs | None:
@@ -71,6 +120,8 @@ def begin() -> StageInputs | None:
     gc.disable()
     signal.signal(signal.SIGTERM, _end)
     die_with_parent()
+    if is_worker():
+        end_in_any_case()
     try:
         return StageInputs.of_command(["python", *sys.argv])
     except (ValueError, OSError):

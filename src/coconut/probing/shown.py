@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coconut.evaluation.evaluator import Outcome
+from coconut.evaluation.outcomes import Outcome
 from coconut.probing.decoding import entropies, top_tokens
 from coconut.probing.graphs import Graphs
 from coconut.probing.subject import Subject

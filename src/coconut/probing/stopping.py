@@ -1,7 +1,7 @@
 """How many thoughts an answer needs: fewer and more of them than in training, and when the answer is there."""
 
 from coconut.data.encoding import answer_start
-from coconut.evaluation.evaluator import Outcome
+from coconut.evaluation.outcomes import Outcome
 from coconut.probing.graphs import KINDS, Graphs, kind_of_text
 from coconut.probing.rows import Row, mean_row, missing, share_row
 from coconut.probing.subject import Subject

@@ -18,7 +18,8 @@ from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example
 from coconut.data.views import IGNORED, View, build_prompt, build_view
-from coconut.evaluation.evaluator import Edits, Evaluator, Outcome, judge
+from coconut.evaluation.evaluator import Edits, Evaluator
+from coconut.evaluation.outcomes import Outcome, judge
 from coconut.model.choice import open_passes
 from coconut.model.head import output_logits
 from coconut.model.latent import read_columns

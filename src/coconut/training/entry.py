@@ -12,10 +12,12 @@ from torch import Tensor
 
 from coconut.checkpoints.tensors import load_tensors, save_tensors
 from coconut.config.schema import Entry, Params
+from coconut.devices import peak_memory_mb
 from coconut.layout import LOG_DIR
+from coconut.peers import Peers
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.plausibility import doubts_about_entry
-from coconut.pipeline.resume import ResumeStore, State, TensorsFile
+from coconut.pipeline.resume import ResumeStore, State, TensorsFile, resume_dir
 from coconut.pipeline.signals import Stop, stop_on_signals
 from coconut.tracking import Track, tracking
 from coconut.training.loop import Stopped, Trainer
@@ -43,7 +45,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
     # What is edited from now on is noticed before outputs are written.
     inputs = inputs or StageInputs.read(f"train@{name}")
     trainer, tokenizer = set_up(params, params.curriculum[name])
-    leads = trainer.accelerator.is_main_process
+    leads = trainer.peers.leads
     for doubt in doubts_about_entry(params.curriculum, name, len(trainer.dataset)):
         logger.warning("{}", doubt)
     with ExitStack() as stack:
@@ -53,9 +55,11 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         num_bytes = check_outputs(trainer, store.num_bytes())
         if leads:
             store.warn_if_slow(num_bytes)
-            trainer.outside = _Stage(stop, store, stack.enter_context(_tracking(params, trainer.entry)))
+            track = stack.enter_context(_tracking(params, trainer.entry))
+            trainer.outside = _Stage(stop, trainer.peers, store, track)
         else:
-            trainer.outside = _Follower(stop)
+            trainer.outside = _Follower(stop, trainer.peers)
+        _agree(trainer)
         try:
             trainer.fit()
         except Stopped as stopped:
@@ -63,28 +67,33 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
             raise stop.preempted() from None
         pass_gate(trainer)
         inputs.refuse_if_changed()
+        peaks_mb = trainer.peers.gather(peak_memory_mb())
         if leads:
-            write_outputs(trainer, tokenizer, params.encode.prompt, versions())
+            write_outputs(trainer, tokenizer, params.encode.prompt, versions(), peaks_mb)
 
 
 class _Follower(Outside):
     """The outside of every process but the main one: they stop with it, and leave files and trackers to it."""
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
+    def __init__(self, stop: Stop, peers: Peers) -> None:
+        self._stop, self._peers = stop, peers
 
     def should_stop(self) -> bool:
         return self._stop.requested
 
     def interrupting(self) -> AbstractContextManager[None]:
-        return self._stop.interrupting()
+        # Where others wait for this process's part, it gives up between two batches and tells them.
+        return self._stop.interrupting() if self._peers.count == 1 else self._stop.polled()
+
+    def poll(self) -> None:
+        self._stop.poll()
 
 
 class _Stage(_Follower):
     """The outside of the main process: resume store, progress for `coconut status`, figures for the tracker."""
 
-    def __init__(self, stop: Stop, store: ResumeStore, track: Track) -> None:
-        super().__init__(stop)
+    def __init__(self, stop: Stop, peers: Peers, store: ResumeStore, track: Track) -> None:
+        super().__init__(stop, peers)
         self._store, self._track = store, track
 
     def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -107,18 +116,21 @@ def versions() -> dict[str, str]:
 
 def _open_store(stack: ExitStack, inputs: StageInputs, trainer: Trainer) -> ResumeStore:
     """The main process locks the store; the others read the state that it found, and never write."""
-    accelerator, save_every_s = trainer.accelerator, trainer.runtime.save_every_s
-    tensors_file = TensorsFile(save_tensors, load_tensors)
-    with accelerator.main_process_first():
-        return stack.enter_context(
-            ResumeStore.open(
-                inputs.stage,
-                inputs.fingerprint,
-                tensors_file,
-                save_every_s=save_every_s,
-                is_writer=accelerator.is_main_process,
-            )
+    peers = trainer.peers
+    if not peers.leads:
+        peers.wait()
+    store = stack.enter_context(
+        ResumeStore.open(
+            inputs.stage,
+            inputs.fingerprint,
+            TensorsFile(save_tensors, load_tensors),
+            save_every_s=trainer.runtime.save_every_s,
+            is_writer=peers.leads,
         )
+    )
+    if peers.leads:
+        peers.wait()
+    return store
 
 
 def _resume(trainer: Trainer, store: ResumeStore) -> None:
@@ -134,6 +146,20 @@ def _resume(trainer: Trainer, store: ResumeStore) -> None:
             *(trainer.entry.name, ", ".join(differing), store.folder),
         )
     trainer.restore_state(state.tensors, state.record["position"])
+
+
+def _agree(trainer: Trainer) -> None:
+    """Refuse to begin where processes would go on from different states, as hosts with an outdated network disk may.
+
+    Raises:
+        ValueError: naming the updates that they found.
+    """
+    found = trainer.peers.gather(trainer.position.update)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"{resume_dir()}: its processes found states of different updates ({', '.join(map(str, found))}), wanted"
+            " one folder that all hosts see alike; `dvc repro` again, once the disk shows the same files everywhere"
+        )
 
 
 def _tracking(params: Params, entry: Entry) -> AbstractContextManager[Track]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from coconut.checkpoints.tensors import RESTORE
 from coconut.config.schema import TrainConfig
 from coconut.model.feedback import Feedback
+from coconut.parts import is_part, like, local, whole
 from coconut.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
 Tensors = Mapping[str, Tensor]
@@ -33,7 +34,7 @@ class Learner:
 
     def clip_gradients(self) -> float:
         """Scale all gradients together to `max_grad_norm` at most; their norm before that."""
-        return float(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
+        return float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm)))
 
     def step(self, lr: float) -> None:
         """One optimiser update at this learning rate."""
@@ -43,7 +44,8 @@ class Learner:
         self.num_updates += 1
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
+        """Say whether all weights are numbers, of sharded ones this process's part."""
+        return all(bool(torch.isfinite(local(parameter)).all()) for parameter in self.parameters.values())
 
     # --- the best epoch ---
 
@@ -53,7 +55,7 @@ class Learner:
         if self._keeps_moments:
             kept |= {f"moment:{name}": tensor for name, tensor in self.moments().items()}
         # On the CPU: the copy is read once, and an accelerator's memory is needed for the next updates.
-        self._best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+        self._best = {name: _copy(tensor.detach()) for name, tensor in kept.items()}
 
     def take_best(self) -> None:
         """Put back what `keep_best` remembered."""
@@ -76,7 +78,8 @@ class Learner:
         self._load_weights(_with_prefix(tensors, "weight:"))
         self.take_over(_with_prefix(tensors, "moment:"))
         # A copy, because the tensors may be a memory-mapped file that is about to be replaced.
-        self._best = {name: tensor.clone() for name, tensor in _with_prefix(tensors, "best:").items()}
+        best = _with_prefix(tensors, "best:")
+        self._best = {name: like(tensor, self._model_of(name), tensor.dtype) for name, tensor in best.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, as it goes to the next entry or the resume state."""
@@ -102,7 +105,17 @@ class Learner:
     def _load_weights(self, tensors: Tensors) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
+                parameter.copy_(like(tensors[name], parameter, parameter.dtype))
+
+    def _model_of(self, name: str) -> Tensor:
+        """Return the parameter that a tensor of the best epoch belongs to, or a plain number's place."""
+        kind, _, rest = name.partition(":")
+        owner = self.parameters.get(rest if kind == "weight" else rest.rpartition("/")[0])
+        return torch.empty(0) if owner is None or not is_part(owner) else owner
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone() if is_part(tensor) else tensor.to("cpu", copy=True)
 
 
 def _with_prefix(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

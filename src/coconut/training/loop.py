@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from coconut.config.schema import Entry, RuntimeConfig
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View
-from coconut.devices import Stopwatch, explain_failure, machine_load
+from coconut.devices import Stopwatch, explain_failure, machine_load, peers_of
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions
+from coconut.peers import PeerLostError
 from coconut.pipeline.signals import Interrupted
 from coconut.training.curve import Curve
 from coconut.training.learner import Learner, Tensors
@@ -76,6 +77,8 @@ class Trainer:
         self.learner = Learner(self.model, self.feedback, self.entry.train)
         self.schedule = Schedule(self.entry, len(self.dataset), self.removed_before)
         self.position.curve = Curve.over(self.schedule.num_updates)
+        self.peers = peers_of(self.accelerator)
+        self._stops = False
         micro = self.runtime.micro_batch
         self.objective = Objective(
             self.model,
@@ -84,6 +87,7 @@ class Trainer:
             self.pad_id,
             micro_batch=self.entry.train.batch_size if micro == "auto" else micro,
             options=PassOptions(fast=self.runtime.fast, checkpoint_activations=self.runtime.checkpoint_activations),
+            peers=self.peers,
         )
         self.watch = Stopwatch()
 
@@ -95,6 +99,7 @@ class Trainer:
         Raises:
             Stopped: if the run was asked to end; the state is saved.
             ValueError: if a loss or gradient is not finite, or the model fails on some rows.
+            PeerLostError: if another process of this training ended; the state is saved.
         """
         if self.position.first is None:
             self._score_the_parent()
@@ -196,10 +201,15 @@ class Trainer:
 
     def _accumulate(self, views: list[View], rows: list[int]) -> Cost:
         try:
-            return self.objective.accumulate(views, self.learner.parameters)
+            cost = self.objective.accumulate(views, self.learner.parameters, stops=self.outside.should_stop())
+        except PeerLostError:
+            self._save_before_failing()
+            raise
         except (RuntimeError, IndexError) as error:
             self._save_before_failing()
             raise ValueError(f"{self._place(rows)}: the model failed: {explain_failure(error)}") from error
+        self._stops = cost.stops
+        return cost
 
     def _refuse_unless_finite(self, cost: Cost, grad_norm: float, rows: list[int]) -> None:
         try:
@@ -228,7 +238,8 @@ class Trainer:
         self.outside.track({f"valid_{key}": value for key, value in first.items()}, 0)
 
     def _between_updates(self) -> None:
-        if self.outside.should_stop():
+        # Several processes must stop after the same update, so they stop after the one in which all were told of it.
+        if self._stops or (self.peers.count == 1 and self.outside.should_stop()):
             self._stop()
         if self.outside.is_save_due():
             self.save_state()

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -10,13 +12,17 @@ from loguru import logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coconut.data.collator import collate
+from coconut.data.collator import Batch, collate
 from coconut.data.views import View
 from coconut.devices import is_out_of_memory
 from coconut.model.dropout import draw_keys, has_dropout
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
+from coconut.peers import Peers
+
+if TYPE_CHECKING:
+    from coconut.training.sharding import Shards
 
 
 @dataclass
@@ -31,6 +37,10 @@ class Cost:
     """Columns computed, padding included."""
     num_padding: int
     num_latents: int
+    stops: bool = False
+    """Whether any process was asked to stop before the update."""
+    saves: bool = False
+    """Whether it is time to save for any of them."""
 
     @property
     def loss(self) -> float:
@@ -48,59 +58,102 @@ class Objective:
     pad_id: int
     micro_batch: int
     options: PassOptions = field(default_factory=PassOptions)
+    peers: Peers = field(default_factory=Peers)
+    shards: "Shards | None" = None
+    """The weights, where no process holds all of them."""
     num_oom_retries: int = 0
+    """Of all processes."""
 
     def __post_init__(self) -> None:
         self._has_dropout = has_dropout(self.model)
 
-    def accumulate(self, views: Sequence[View], parameters: Mapping[str, nn.Parameter]) -> Cost:
+    def accumulate(
+        self, views: Sequence[View], parameters: Mapping[str, nn.Parameter], *, stops: bool = False, saves: bool = False
+    ) -> Cost:
         """Set `.grad` to the gradient of the mean loss over the views, and say what they cost.
 
         Every process is given all views and takes its share of them. On out-of-memory the
         micro-batch is halved and the same update is done again, so the result differs by rounding only.
         Dropout's masks belong to the row's place in the update, and come from torch's generator on the CPU,
         which must be in the same state in every process.
+
+        Args:
+            stops: whether this process was asked to stop; the answer says whether any was.
+            saves: likewise, whether it is time to save.
+
+        Raises:
+            PeerLostError: another process has ended.
         """
         num_tokens = sum(view.num_supervised for view in views)
         keys = draw_keys(len(views)) if self._has_dropout else None
-        own = range(len(views))[self.accelerator.process_index :: self.accelerator.num_processes]
+        num_retries = 0
         while True:
             try:
-                sums = self._accumulate_own(views, own, keys, num_tokens)
+                sums = self._accumulate_own(views, keys, num_tokens)
                 break
             except RuntimeError as error:
-                if self.micro_batch == 1 or not is_out_of_memory(error):
+                # With shards the others wait for what this process was to send: it cannot begin again by itself.
+                if self.micro_batch == 1 or self.shards or not is_out_of_memory(error):
                     raise
             # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
-            self._halve(min(self.micro_batch, len(own)))
+            num_retries += 1
+            self._halve(min(self.micro_batch, len(self.peers.own(len(views)))))
+        sums = torch.cat([sums, sums.new_tensor([stops, saves, num_retries])])
         self._sum_over_processes(parameters, sums)
-        nll, num_columns, num_padding, num_latents = sums.tolist()
-        return Cost(nll, num_tokens, int(num_columns), int(num_padding), int(num_latents))
+        nll, num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = sums.tolist()
+        if self.shards:
+            self.shards.settle(has_thoughts=num_latents > 0)
+        if num_retries:
+            # One process wrote down what all of them have learned, and each goes on with what fits everywhere.
+            self.num_oom_retries += int(num_retries)
+            self.micro_batch = min(self.peers.gather(self.micro_batch))
+        return Cost(nll, num_tokens, int(num_columns), int(num_padding), int(num_latents), num_stops > 0, num_saves > 0)
 
-    def _accumulate_own(
-        self, views: Sequence[View], rows: Sequence[int], keys: Tensor | None, num_tokens: int
-    ) -> Tensor:
+    def _accumulate_own(self, views: Sequence[View], keys: Tensor | None, num_tokens: int) -> Tensor:
         self.model.zero_grad(set_to_none=True)
         self.feedback.zero_grad(set_to_none=True)
         device = self.accelerator.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
-        # Rows of similar length share a micro-batch, so that little is padded; the update is the same.
-        ordered = sorted(rows, key=lambda row: len(views[row].input_ids))
-        for start in range(0, len(ordered), self.micro_batch):
-            taken = ordered[start : start + self.micro_batch]
-            batch = collate([views[row] for row in taken], pad_id=self.pad_id)
+        for taken, num_passes in self._micro_batches(views):
+            rows = taken or [0]
+            batch = collate([views[row] for row in rows], pad_id=self.pad_id, min_columns=num_passes)
             counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
             with self.accelerator.autocast():
-                keys_B = None if keys is None else keys[taken]
-                nll, _ = latent_nll(self.model, self.feedback, batch.to(device), self.options, keys_B=keys_B)
-            self.accelerator.backward(nll / max(1, num_tokens))
-            sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
-            sums[0] += nll.detach()
+                nll = self._nll(batch.to(device), None if keys is None else keys[rows], num_passes)
+            # Without a row of its own, a process only joins the others in what they send.
+            self.accelerator.backward((nll if taken else 0.0 * nll) / max(1, num_tokens))
+            if taken:
+                sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
+                sums[0] += nll.detach()
         return sums
+
+    def _nll(self, batch: Batch, keys_B: Tensor | None, num_passes: int) -> Tensor:
+        if self.shards:
+            return self.shards.nll(batch, self.options, keys_B, num_passes=num_passes)
+        return latent_nll(self.model, self.feedback, batch, self.options, keys_B=keys_B)[0]
+
+    def _micro_batches(self, views: Sequence[View]) -> list[tuple[list[int], int]]:
+        """Return the rows of each of this process's micro-batches, and the passes that it must be cut into at least.
+
+        With shards all processes have as many, of as many passes; what has no rows counts nothing.
+        """
+        if not self.shards:
+            return [(rows, 0) for rows in self._pieces(views, self.peers.rank)]
+        of_all = zip_longest(*(self._pieces(views, rank) for rank in range(self.peers.count)), fillvalue=[])
+        return [
+            (pieces[self.peers.rank], 1 + max(views[row].num_thoughts for rows in pieces for row in rows))
+            for pieces in of_all
+        ]
+
+    def _pieces(self, views: Sequence[View], rank: int) -> list[list[int]]:
+        """Cut the rows of a process into micro-batches."""
+        # Rows of similar length share a micro-batch, so that little is padded; the update is the same.
+        own = range(len(views))[rank :: self.peers.count]
+        ordered = sorted(own, key=lambda row: len(views[row].input_ids))
+        return [ordered[start : start + self.micro_batch] for start in range(0, len(ordered), self.micro_batch)]
 
     def _halve(self, num_rows: int) -> None:
         self.micro_batch = max(1, num_rows // 2)
-        self.num_oom_retries += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("out of memory with {} rows; redoing the update with {} at a time", num_rows, self.micro_batch)
@@ -111,15 +164,21 @@ class Objective:
         A parameter that no process's rows reach keeps no gradient, as in one process: AdamW would decay it
         for a gradient of zeros.
         """
-        if self.accelerator.num_processes == 1:
+        if self.shards:
+            self.peers.sum_([sums])  # The gradients are summed already, when they are sharded.
+        if self.shards or self.peers.count == 1:
             return
         reached = [float(parameter.grad is not None) for parameter in parameters.values()]
-        totals = self.accelerator.reduce(torch.cat([sums, sums.new_tensor(reached)]), reduction="sum")
+        totals = torch.cat([sums, sums.new_tensor(reached)])
+        self.peers.sum_([totals])
         sums.copy_(totals[: len(sums)])
+        gradients = []
         for parameter, num_reached in zip(parameters.values(), totals[len(sums) :].tolist(), strict=True):
             if num_reached:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        self.peers.sum_(gradients)
 
 
 def check_finite(cost: Cost, grad_norm: float, *, place: str) -> None:

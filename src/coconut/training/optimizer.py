@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coconut.config.schema import Entry, TrainConfig
+from coconut.parts import like
 
 NamedParameters = Mapping[str, nn.Parameter]
 
@@ -117,4 +118,4 @@ def _place(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor | int:
     # A parent of another precision has its moments in that; AdamW wants them in the parameter's.
     dtype = parameter.dtype if key.startswith("exp_avg") else value.dtype
     # A copy, because the tensors may be a memory-mapped file that is about to be replaced.
-    return value.to(parameter.device, dtype, copy=True)
+    return like(value, parameter, dtype)

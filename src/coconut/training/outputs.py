@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +11,6 @@ from coconut.checkpoints.feedback import save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta, Prompt
 from coconut.checkpoints.tensors import save_tensors
-from coconut.devices import peak_memory_mb
 from coconut.files import check_free_space, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
@@ -70,13 +69,18 @@ def pass_gate(trainer: Trainer) -> None:
 
 
 def write_outputs(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, versions: Mapping[str, str]
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    versions: Mapping[str, str],
+    peaks_mb: Sequence[float],
 ) -> None:
     """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`; DVC takes them over.
 
     Args:
         prompt: the form of prompt that the entry was trained with.
         versions: of the libraries that trained it.
+        peaks_mb: the largest memory of each of its processes.
 
     Raises:
         OSError: if one of them cannot be written.
@@ -100,14 +104,14 @@ def write_outputs(
         save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
         replace_file(output_dir / "updates.csv", updates_csv(position.curve.points))
-        replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions), indent=2) + "\n")
+        replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions, peaks_mb), indent=2) + "\n")
     except OSError as error:
         raise OSError(
             f"{output_dir}: cannot be written ({error}); the finished training is kept in {resume_dir()}: {_CURE}"
         ) from error
 
 
-def _summary(trainer: Trainer, versions: Mapping[str, str]) -> dict[str, object]:
+def _summary(trainer: Trainer, versions: Mapping[str, str], peaks_mb: Sequence[float]) -> dict[str, object]:
     """Collect what `train.json` says: seconds, updates, memory in MB, load of the machine, passes and versions."""
     loads = [row["load"] for row in trainer.position.history]
     return {
@@ -115,7 +119,8 @@ def _summary(trainer: Trainer, versions: Mapping[str, str]) -> dict[str, object]
         "train_cpu_seconds": round(trainer.watch.cpu_seconds, 3),
         "train_load": round(sum(loads) / len(loads), 3),
         "train_updates": trainer.position.update,
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": round(max(peaks_mb), 1),
+        "peak_memory_mb_of_processes": [round(peak_mb, 1) for peak_mb in peaks_mb],
         "micro_batch": trainer.objective.micro_batch,
         "train_oom_retries": trainer.num_oom_retries,
         "passes": noted_passes(trainer.model) if trainer.runtime.fast else "plain: runtime.fast is off",

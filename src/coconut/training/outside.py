@@ -31,6 +31,9 @@ class Outside:
         """Say whether the run was asked to end; asked once after each update."""
         return False
 
+    def poll(self) -> None:
+        """Raise `Interrupted` if within `interrupting` the run was asked to end: asked between batches."""
+
     def interrupting(self) -> AbstractContextManager[None]:
         """Within this context a request to stop raises `Interrupted` instead of waiting for `should_stop`."""
         return nullcontext()

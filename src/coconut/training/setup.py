@@ -19,7 +19,7 @@ from coconut.data.curriculum import entry_plans, plan_view
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds, longest_prompt, longest_view
-from coconut.devices import build_accelerator
+from coconut.devices import build_accelerator, peers_of
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
 from coconut.model.feedback import Feedback
@@ -72,8 +72,9 @@ def _build_trainer(
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
         options=PassOptions(fast=params.runtime.fast),
+        peers=peers_of(accelerator),
     )
-    return Trainer(
+    trainer = Trainer(
         entry=entry,
         model=model,
         feedback=feedback,
@@ -91,6 +92,8 @@ def _build_trainer(
         ),
         removed_before=0 if parent is None else parent.num_removed_at_end,
     )
+    evaluator.poll = lambda: trainer.outside.poll()
+    return trainer
 
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:

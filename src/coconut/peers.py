@@ -1,0 +1,141 @@
+"""The processes that share the work of one stage: which rows are whose, and what they tell each other.
+
+Importing this module is cheap (no torch). What processes send each other is numbers and JSON, never pickle.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_BUCKET_ELEMENTS = 16_000_000
+"""Of the sums that are sent at once: one large message takes a third of the time of many small ones."""
+
+
+class PeerLostError(Exception):
+    """Another process of this stage has ended, so that what it should have sent will not come."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The processes of a stage, as one of them sees them. By default there is one, and nothing is ever sent."""
+
+    rank: int = 0
+    count: int = 1
+    device: "torch.device | str" = "cpu"
+    """Where tensors must be in order to be sent."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and speaks to the terminal."""
+        return self.rank == 0
+
+    def own(self, num_rows: int) -> range:
+        """Return the rows that are this process's part of so many."""
+        return range(num_rows)[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Return when every process has come here.
+
+        Raises:
+            PeerLostError: one of them has ended.
+        """
+        self.gather(None)
+
+    def sum_(self, tensors: Iterable["Tensor"]) -> None:
+        """Replace each tensor by its sum over the processes, in a few large messages.
+
+        Tensors of less than 32 bits are added up in 32. Every process must give tensors of the same shapes in the
+        same order, and gets the same bits.
+
+        Raises:
+            PeerLostError: a process has ended.
+        """
+        if self.count == 1:
+            return
+        import torch
+        from torch import distributed
+
+        for bucket in _buckets(tensors):
+            wide = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in bucket]
+            flat = torch.cat([tensor.flatten() for tensor in wide])
+            with _noticing_loss():
+                distributed.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give what each process holds to all of them, by rank.
+
+        Args:
+            value: what JSON can hold.
+
+        Raises:
+            PeerLostError: a process has ended.
+        """
+        if self.count == 1:
+            return [value]
+        import torch
+        from torch import distributed
+
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        lengths = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(text)
+        with _noticing_loss():
+            distributed.all_reduce(lengths)
+            longest = int(lengths.max())
+            padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+            padded[: len(text)] = text
+            parts = [torch.empty_like(padded) for _ in range(self.count)]
+            distributed.all_gather(parts, padded)
+        return [
+            json.loads(bytes(part[:length].tolist()).decode())
+            for part, length in zip(parts, lengths.tolist(), strict=True)
+        ]
+
+    def collect(self, compute: Callable[[], Any], agreed: type[BaseException]) -> list[Any]:
+        """Gather what each process computes; where one of them gives up, all of them do.
+
+        Args:
+            compute: this process's part; its result is what JSON can hold.
+            agreed: the exception by which a process gives up.
+
+        Raises:
+            PeerLostError: a process has ended.
+        """
+        if self.count == 1:
+            return [compute()]
+        try:
+            part = {"value": compute()}
+        except agreed:
+            part = {}
+        parts = self.gather(part)
+        if not all(parts):
+            raise agreed
+        return [found["value"] for found in parts]
+
+
+def _buckets(tensors: Iterable["Tensor"]) -> Iterator[Sequence["Tensor"]]:
+    """Cut tensors into runs of one type that hold about as many elements as a message should."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        is_full = sum(held.numel() for held in bucket) >= _BUCKET_ELEMENTS
+        if bucket and (is_full or bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def _noticing_loss() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # Each backend has texts of its own for it.
+        raise PeerLostError(" ".join(str(error).split())[:300]) from error

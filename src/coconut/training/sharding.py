@@ -1,0 +1,171 @@
+"""Weights, gradients and moments in shards, one for each process (FSDP2), for models that no process holds whole.
+
+* `update`: the weights are gathered once per update, so each process holds a shard of everything and one whole copy of
+  the weights while an update runs.
+* `pass`: every layer is gathered when a pass reaches it and given back when the pass leaves it, so each process holds
+  a shard of everything and one layer, for a multiple of the messages.
+
+Embeddings, final norm, head and a trained thought are whole throughout an update. Sharded weights are read by the
+plain passes: torch gathers a layer when the layer itself is called.
+
+Every process must send and receive in the same order. So each of them reads as many micro-batches as the others, of as
+many passes if `pass` is asked for: what it lacks is filled with rows that count nothing, and with cuts that change
+nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from coconut.checkpoints.weights import quiet_transformers
+from coconut.data.collator import Batch
+from coconut.model.feedback import Feedback
+from coconut.model.latent import latent_nll
+from coconut.model.passes import PassOptions
+from coconut.parts import whole
+from coconut.peers import Peers
+
+T = TypeVar("T")
+Sharding = Literal["update", "pass"]
+
+
+class Step(nn.Module):
+    """A model and its feedback as one module. Whatever reads their weights runs within its call."""
+
+    def __init__(self, model: PreTrainedModel, feedback: Feedback) -> None:
+        super().__init__()
+        self.model, self.feedback = model, feedback
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Do the work, with embeddings, norm, head and feedback whole, and each layer whole while it runs."""
+        return work()
+
+
+class Shards:
+    """The sharded weights of a model and its feedback. All processes must make it, and call it, together.
+
+    Args:
+        model: its weights are replaced by shards of them, under the same names. They may be on the meta device.
+    """
+
+    def __init__(self, model: PreTrainedModel, feedback: Feedback, peers: Peers, kind: Sharding) -> None:
+        self.kind, self.peers = kind, peers
+        self.step = Step(model, feedback)
+        mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
+        for layer in find_layers(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass")
+        fully_shard(self.step, mesh=mesh, reshard_after_forward=False)
+        for module in self._modules():
+            module.set_gradient_divide_factor(1.0)  # Our losses are sums over tokens, not means over processes.
+            module.set_force_sum_reduction_for_comms(True)
+        if kind == "update":
+            self.step.set_reshard_after_backward(False)
+
+    def nll(self, batch: Batch, options: PassOptions, keys_B: Tensor | None, *, num_passes: int) -> Tensor:
+        """Return the loss of a micro-batch in nats, summed over its supervised tokens.
+
+        Args:
+            num_passes: the most that any process needs for its micro-batch.
+        """
+        options = replace(options, fast=False, num_passes=num_passes if self.kind == "pass" else 0)
+
+        def read() -> Tensor:
+            nll, _ = latent_nll(self.step.model, self.step.feedback, batch, options, keys_B=keys_B)
+            # A process whose rows hold no thought sends zeros; `settle` takes out what none has reached.
+            zeros = [0.0 * parameter.sum() for parameter in self.step.feedback.parameters()]
+            return torch.stack([nll, *zeros]).sum()
+
+        loss: Tensor = self.step(read)
+        return loss
+
+    def settle(self, *, has_thoughts: bool) -> None:
+        """End the gradient of an update: give back what was gathered.
+
+        Args:
+            has_thoughts: whether any process's rows held one. A thought's weights have no gradient otherwise: AdamW
+                would decay them for a gradient of zeros.
+        """
+        self._give_back()
+        if not has_thoughts:
+            for parameter in self.step.feedback.parameters():
+                parameter.grad = None
+
+    def read_whole(self, work: Callable[[], T]) -> T:
+        """Do work that reads the weights without gradients.
+
+        With `update` each process holds the whole weights meanwhile, and may read rows of its own. With `pass` all of
+        them must read the same rows.
+        """
+
+        def unsharded() -> T:
+            if self.kind == "update":
+                for module in self._modules():
+                    module.unshard()
+            return work()
+
+        try:
+            found: T = self.step(unsharded)
+            return found
+        finally:
+            self._give_back()
+
+    def gather(self) -> tuple[PreTrainedModel, dict[str, Tensor]] | None:
+        """Return the whole model, on the CPU, and the feedback's weights, in the first process; None in the others."""
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self.step.named_parameters():
+            found = whole(parameter.detach())
+            if self.peers.leads:
+                weights[name] = found.to("cpu", copy=True)
+        if not self.peers.leads:
+            return None
+        of_model = {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
+        of_feedback = {name.removeprefix("feedback."): t for name, t in weights.items() if name.startswith("feedback.")}
+        return assemble(self.step.model, of_model), of_feedback
+
+    def _modules(self) -> list[FSDPModule]:
+        return [module for module in self.step.modules() if isinstance(module, FSDPModule)]
+
+    def _give_back(self) -> None:
+        for module in self._modules():
+            module.reshard()
+
+
+def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build the causal language model of a config with its buffers, and weights that take no memory."""
+    with init_empty_weights(include_buffers=False), quiet_transformers():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def assemble(sharded: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Build a plain model like a sharded one, of whole weights."""
+    model = build_empty(sharded.config, next(iter(weights.values())).dtype)
+    for name, tensor in weights.items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, nn.Parameter(tensor))
+    model.tie_weights()
+    model.generation_config = sharded.generation_config
+    return model.eval()
+
+
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder layers of a model.
+
+    Raises:
+        ValueError: if its body does not hold as many modules in a row as its config says that it has layers.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(
+        f"runtime.sharding: found a {type(model).__name__} without a list of its {num_layers} layers, wanted a model"
+        " whose layers can be sharded one by one; use none"
+    )

@@ -1,0 +1,78 @@
+"""Run by tests as one of several processes: the gradients of updates, and validation, which rank 0 writes down.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of_peers.py result.safetensors
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from coconut.config.params import load_params
+from coconut.data.views import IGNORED, View
+from coconut.devices import build_accelerator, peers_of
+from coconut.model.feedback import build_feedback
+from coconut.model.passes import PassOptions
+from coconut.training.objective import Objective
+from families import build_family
+
+VIEWS_OF = [(5, 3, 4), (9, 3, 2), (2, 1, 6), (4, 0, 5), (7, 2, 3), (3, 3, 3), (6, 2, 2)]
+"""Columns of the question, thoughts, and columns with a label."""
+CASES = {
+    "gpt2": {"family": "gpt2"},  # With the dropout that it is published with.
+    "llama, wide, in pieces": {"family": "llama", "width": 256, "micro_batch": 2},
+    "qwen2, projection": {"family": "qwen2", "thought": "projection"},
+    "mistral, checkpoints": {"family": "mistral", "checkpoint_activations": True},
+    "gpt2, normalised, plain": {"family": "gpt2", "thought": "normalised", "fast": False, "micro_batch": 3},
+    "gpt2, no thoughts": {"family": "gpt2", "thought": "projection", "num_thoughts": 0},
+    "llama, all at once": {"family": "llama", "parallel_iterations": 2},
+    "gpt2, one row": {"family": "gpt2", "num_rows": 1},  # The other processes have nothing to do.
+}
+
+
+def make_views(num_rows: int = len(VIEWS_OF), num_thoughts: int | None = None) -> list[View]:
+    views = []
+    for row, (num_question, thoughts, num_target) in enumerate(VIEWS_OF[:num_rows]):
+        thoughts = thoughts if num_thoughts is None else num_thoughts
+        length = num_question + thoughts + num_target
+        ids = [(5 + 13 * row + 7 * column) % 60 for column in range(length)]
+        labels = [IGNORED] * (length - num_target) + ids[length - num_target :]
+        views.append(View(ids, labels, num_question, thoughts, thoughts))
+    return views
+
+
+def gradients(accelerator: Accelerator, case: dict) -> dict[str, torch.Tensor]:
+    """One update's gradients and its cost."""
+    case = dict(case)
+    views = make_views(case.pop("num_rows", len(VIEWS_OF)), case.pop("num_thoughts", None))
+    model = build_family(case.pop("family"), case.pop("width", 64)).train()
+    feedback = build_feedback(
+        case.pop("thought", "hidden[-1]"), model, parallel_iterations=case.pop("parallel_iterations", 0)
+    )
+    objective = Objective(
+        model,
+        feedback,
+        accelerator,
+        0,
+        micro_batch=case.pop("micro_batch", len(views)),
+        options=PassOptions(**case),
+        peers=peers_of(accelerator),
+    )
+    parameters = dict(model.named_parameters()) | {f"feedback.{name}": p for name, p in feedback.named_parameters()}
+    torch.manual_seed(7)
+    cost = objective.accumulate(views, parameters, stops=peers_of(accelerator).rank == 1)
+    found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    numbers = [cost.nll, cost.num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
+    return found | {"cost": torch.tensor(numbers, dtype=torch.float64)}
+
+
+if __name__ == "__main__":
+    runtime = load_params(Path(__file__).parents[1] / "params.yaml").runtime
+    accelerator = build_accelerator(runtime, "fp32")
+    results = {
+        f"{name}/{key}": tensor for name, case in CASES.items() for key, tensor in gradients(accelerator, case).items()
+    }
+    if peers_of(accelerator).leads:
+        save_file(results, sys.argv[1])
