@@ -30,7 +30,8 @@ from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import MarkerIds, build_prompt
 from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
-from coconut.training.loop import Stopped, Trainer
+from coconut.training.loop import Trainer
+from coconut.training.outside import Stopped
 from test_config import SHIPPED
 from test_loop import FakeValidation, Keeper
 

@@ -18,6 +18,7 @@ SUBCOMMANDS = [
     "think",
     "push",
     "prune",
+    "submit",
     "repair",
 ]
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from coconut.config.params import load_params, parse_params
 from coconut.config.schema import Entry, LatentConfig, Params
 from coconut.data.curriculum import ALL_STEPS, ALL_TOKENS, ViewPlan, count_removed, draw_extra, draw_plan, plan_view
 from coconut.data.views import MarkerIds
-from coconut.training.loop import Stopped, Trainer
+from coconut.training.loop import Trainer
+from coconut.training.outside import Stopped
 from coconut.training.rows import longest_reasoning, training_views
 from test_config import SHIPPED
 from test_loop import FakeSet, Keeper, make_entry, make_trainer, untimed, weights

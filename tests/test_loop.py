@@ -18,10 +18,10 @@ from coconut.config.schema import Entry, Params
 from coconut.data.views import MarkerIds
 from coconut.model.feedback import build_feedback
 from coconut.pipeline.signals import stop_on_signals
-from coconut.training.loop import Stopped, Trainer
+from coconut.training.loop import Trainer
 from coconut.training.objective import Cost, check_finite
 from coconut.training.optimizer import fits_optimizer, learning_rate
-from coconut.training.outside import Outside
+from coconut.training.outside import Outside, Stopped
 from coconut.training.position import Score, history_csv
 from coconut.training.rows import epoch_order, split_updates, training_views
 from test_config import SHIPPED

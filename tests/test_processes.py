@@ -53,7 +53,7 @@ sys.exit(max(abs(task.wait()) for task in tasks))
 # --- the mathematics ------------------------------------------------------------------------
 
 
-def run_peers(folder: Path, count: int) -> dict[str, torch.Tensor]:
+def run_peers(folder: Path, count: int, sharding: str = "none") -> dict[str, torch.Tensor]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
@@ -62,7 +62,7 @@ def run_peers(folder: Path, count: int) -> dict[str, torch.Tensor]:
     shared |= {"LOCAL_WORLD_SIZE": str(count), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "tests/update_of_peers.py", str(path)],
+            [sys.executable, "tests/update_of_peers.py", str(path), sharding],
             cwd=ROOT,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -76,15 +76,21 @@ def run_peers(folder: Path, count: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_updates_gradient_is_that_of_one_process(count: int, tmp_path: Path) -> None:
     alone, together = run_peers(tmp_path, 1), run_peers(tmp_path, count)
-    assert together.keys() == alone.keys(), "a weight that no row reaches has no gradient, in any process"
-    for name, case in update_of_peers.CASES.items():
-        of_case = [key for key in alone if key.startswith(f"{name}/") and not key.endswith("/cost")]
-        difference = torch.cat([(together[key] - alone[key]).flatten() for key in of_case]).norm()
-        relative = float(difference / torch.cat([alone[key].flatten() for key in of_case]).norm())
-        assert relative < 1e-6, f"{name} {case}: {relative:.1e}"
-        cost, wanted = together[f"{name}/cost"], alone[f"{name}/cost"]
-        assert torch.allclose(cost[:4], wanted[:4], rtol=1e-6)
-        assert (bool(cost[4]), bool(wanted[4])) == (True, False), "one process is asked to stop, and all know it"
+    for name in update_of_peers.CASES:
+        check_case(name, alone, together)
+
+
+def check_case(name: str, alone: dict[str, torch.Tensor], together: dict[str, torch.Tensor]) -> None:
+    """Compare one case's gradients and costs."""
+    keys, of_together = ([key for key in found if key.startswith(f"{name}/")] for found in (alone, together))
+    assert sorted(keys) == sorted(of_together), "a weight that no row reaches has no gradient, in any process"
+    of_case = [key for key in keys if not key.endswith("/cost")]
+    difference = torch.cat([(together[key] - alone[key]).flatten() for key in of_case]).norm()
+    relative = float(difference / torch.cat([alone[key].flatten() for key in of_case]).norm())
+    assert relative < 1e-6, f"{name}: {relative:.1e}"
+    cost, wanted = together[f"{name}/cost"], alone[f"{name}/cost"]
+    assert torch.allclose(cost[:4], wanted[:4], rtol=1e-6)
+    assert (bool(cost[4]), bool(wanted[4])) == (True, False), "one process is asked to stop, and all know it"
 
 
 # --- under dvc ------------------------------------------------------------------------------
@@ -259,7 +265,7 @@ def test_whatever_ends_on_one_host_the_bytes_are_those_of_a_straight_run(
             rank = 0 if "first" in way else 1
             assert f"process {rank} of " in shown
             assert "was ended by SIGKILL; `dvc repro` continues from the last saved state" in shown
-        assert "Traceback" not in shown
+        assert "Traceback" not in shown, shown
         shutil.rmtree(left_behind)
 
 
@@ -291,6 +297,92 @@ def test_a_process_that_hangs_is_ended_before_a_preempted_machine_is(
 
     strike_and_finish(left_behind, hang, 2)
     assert trained(left_behind) == straight
+
+
+# --- shards ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("kind", ["update", "pass"])
+def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(kind: str, count: int, tmp_path: Path) -> None:
+    alone, together = run_peers(tmp_path, 1), run_peers(tmp_path, count, kind)
+    for name, case in update_of_peers.CASES.items():
+        if kind == "pass" and "parallel_iterations" in case:
+            continue
+        check_case(name, alone, together)
+        num_gathers = float(together[f"{name}/cost"][5])
+        # Once per update; once per pass and layer, forwards and backwards.
+        assert num_gathers == pytest.approx(1.0) if kind == "update" else num_gathers > 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["update", "pass"])
+def test_sharded_training_goes_on_after_a_kill_with_any_number_of_processes(
+    kind: str, encoded: Path, left_behind: Path, tmp_path: Path
+) -> None:
+    changes = {"runtime.sharding": kind, "curriculum.latent_1.epochs": 20, "curriculum.latent_1.select": "best",
+               "curriculum.latent_1.thought": "projection"}  # fmt: skip
+    write_params(encoded_copy := Path(shutil.copytree(encoded, tmp_path / "prepared")), changes)
+    straight = Path(shutil.copytree(encoded_copy, tmp_path / "straight"))
+    run(straight, "dvc", "repro", "evaluate@latent_1")
+    summary = json.loads((straight / "outputs/latent_1/train.json").read_text())
+    assert (summary["passes"], len(summary["peak_memory_mb_of_processes"])) == ("plain: runtime.sharding", 2)
+
+    shutil.copytree(encoded_copy, left_behind)
+    strike_and_finish(left_behind, worker(1, signal.SIGKILL), 2)
+    wanted = {name: value for name, value in trained(straight).items() if name in trained(left_behind)}
+    assert trained(left_behind) == wanted, "the same bytes, as with whole weights"
+
+    # The same state, with one process more, and with whole weights in one process.
+    for other in ({"runtime.processes": 3}, {"runtime.processes": 1}):
+        project = Path(shutil.copytree(encoded_copy, tmp_path / f"other-{other['runtime.processes']}"))
+        repro = Repro(project, "train@latent_1")
+        while not any(project.glob(".resume/train@latent_1-*/state-*")):
+            assert repro.process.poll() is None, "".join(repro.lines)
+            time.sleep(0.02)
+        stage(signal.SIGTERM)(project, repro)
+        assert repro.finish() != 0
+        write_params(project, other)
+        shown = run(project, "dvc", "repro", "train@latent_1")
+        assert "resumed at update" in shown.stderr + shown.stdout
+        one, two = (
+            load_file(folder / "outputs/latent_1/checkpoint/model.safetensors") for folder in (straight, project)
+        )
+        assert one.keys() == two.keys()
+        assert {name: tensor.shape for name, tensor in one.items()} == {n: t.shape for n, t in two.items()}
+
+
+@pytest.mark.slow
+def test_the_first_update_of_sharded_weights_is_that_of_one_process(encoded: Path, tmp_path: Path) -> None:
+    found = {}
+    for kind, count in (("none", 1), ("update", 2), ("pass", 3)):
+        project = Path(shutil.copytree(encoded, tmp_path / kind))
+        write_params(project, {"runtime.sharding": kind, "runtime.processes": count, "curriculum.cot.max_updates": 1})
+        run(project, "dvc", "repro", "train@cot")
+        found[kind] = {
+            name: load_file(project / "outputs/cot" / name)
+            for name in ("checkpoint/model.safetensors", "optimizer.safetensors")
+        }
+        files = sorted(path.name for path in (project / "outputs/cot/checkpoint").iterdir())
+        found[kind]["files"] = files
+    for kind in ("update", "pass"):
+        assert found[kind]["files"] == found["none"]["files"]
+        for name in ("checkpoint/model.safetensors", "optimizer.safetensors"):
+            assert found[kind][name].keys() == found["none"][name].keys()
+        moments, wanted = found[kind]["optimizer.safetensors"], found["none"]["optimizer.safetensors"]
+        firsts = [name for name in wanted if name.endswith("exp_avg")]
+        difference = torch.cat([(moments[name] - wanted[name]).flatten() for name in firsts]).norm()
+        assert difference < 1e-6 * torch.cat([wanted[name].flatten() for name in firsts]).norm()
+
+
+@pytest.mark.slow
+def test_what_shards_cannot_do_is_refused(encoded: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(encoded, tmp_path / "project"))
+    write_params(project, {"runtime.sharding": "pass", "curriculum.cot.parallel_iterations": 2})
+    done = run(project, "dvc", "repro", "train@cot", check=False)
+    assert done.returncode != 0
+    assert "process 0: runtime.sharding: pass needs parallel_iterations 0" in done.stdout + done.stderr
 
 
 # --- what is said ---------------------------------------------------------------------------

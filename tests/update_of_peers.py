@@ -15,7 +15,9 @@ from coconut.data.views import IGNORED, View
 from coconut.devices import build_accelerator, peers_of
 from coconut.model.feedback import build_feedback
 from coconut.model.passes import PassOptions
+from coconut.parts import whole
 from coconut.training.objective import Objective
+from coconut.training.sharding import Shards
 from families import build_family
 
 VIEWS_OF = [(5, 3, 4), (9, 3, 2), (2, 1, 6), (4, 0, 5), (7, 2, 3), (3, 3, 3), (6, 2, 2)]
@@ -43,14 +45,16 @@ def make_views(num_rows: int = len(VIEWS_OF), num_thoughts: int | None = None) -
     return views
 
 
-def gradients(accelerator: Accelerator, case: dict) -> dict[str, torch.Tensor]:
-    """One update's gradients and its cost."""
+def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, torch.Tensor]:
+    """One update's gradients and its cost; with shards, also how much of the weights was gathered."""
     case = dict(case)
     views = make_views(case.pop("num_rows", len(VIEWS_OF)), case.pop("num_thoughts", None))
     model = build_family(case.pop("family"), case.pop("width", 64)).train()
     feedback = build_feedback(
         case.pop("thought", "hidden[-1]"), model, parallel_iterations=case.pop("parallel_iterations", 0)
     )
+    num_weights = sum(p.numel() for module in (model, feedback) for p in module.parameters())
+    shards = Shards(model, feedback, peers_of(accelerator), sharding) if sharding != "none" else None
     objective = Objective(
         model,
         feedback,
@@ -59,20 +63,35 @@ def gradients(accelerator: Accelerator, case: dict) -> dict[str, torch.Tensor]:
         micro_batch=case.pop("micro_batch", len(views)),
         options=PassOptions(**case),
         peers=peers_of(accelerator),
+        shards=shards,
     )
     parameters = dict(model.named_parameters()) | {f"feedback.{name}": p for name, p in feedback.named_parameters()}
     torch.manual_seed(7)
+    num_gathered = []
+    gather = torch.distributed.all_gather_single
+
+    def counting(output, *arguments, **keywords):
+        num_gathered.append(output.numel())
+        return gather(output, *arguments, **keywords)
+
+    torch.distributed.all_gather_single = counting
     cost = objective.accumulate(views, parameters, stops=peers_of(accelerator).rank == 1)
-    found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    torch.distributed.all_gather_single = gather
+    found = {name: whole(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
     numbers = [cost.nll, cost.num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
+    numbers += [sum(num_gathered) / num_weights]
     return found | {"cost": torch.tensor(numbers, dtype=torch.float64)}
 
 
 if __name__ == "__main__":
     runtime = load_params(Path(__file__).parents[1] / "params.yaml").runtime
     accelerator = build_accelerator(runtime, "fp32")
+    sharding = sys.argv[2] if len(sys.argv) > 2 else "none"
     results = {
-        f"{name}/{key}": tensor for name, case in CASES.items() for key, tensor in gradients(accelerator, case).items()
+        f"{name}/{key}": tensor
+        for name, case in CASES.items()
+        if not (sharding == "pass" and "parallel_iterations" in case)
+        for key, tensor in gradients(accelerator, case, sharding).items()
     }
     if peers_of(accelerator).leads:
         save_file(results, sys.argv[1])

@@ -202,6 +202,22 @@ def prune() -> None:
     _end_with(lambda: run_prune(_ROOT))
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="OPTIONS -- COMMAND", help="Options of sbatch, and a stage's command.")
+    ],
+) -> None:
+    """Run a stage as a job of Slurm and wait for it.
+
+    It is meant as `runtime.launcher: coconut submit --nodes=1 --gpus-per-node=8 --`. Where a job of the stage runs
+    already, it waits for that one. See docs/slurm.md.
+    """
+    from coconut.pipeline.submit import run
+
+    _end_with(lambda: run(words))
+
+
 @app.command()
 def repair() -> None:
     """Repair what a killed dvc left behind.

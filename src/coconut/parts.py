@@ -29,10 +29,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def like(value: Tensor, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy of a whole tensor that lies where a parameter does; of a sharded one, this process's part.
+    """Return a copy of a tensor that lies where a parameter does; of a sharded one, this process's part.
 
     Nothing is sent: each process cuts its part out of the whole, which may be a mapped file.
     """
+    if is_part(value):
+        return value.to(dtype, copy=True)
     if not is_part(parameter) or value.ndim == 0:
         return value.to(parameter.device, dtype, copy=True)
     from torch.distributed.tensor import distribute_tensor  # Here, because importing it takes part of a second.

@@ -1,7 +1,9 @@
 """The weights of a trained thought, next to a checkpoint's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from coconut.checkpoints.released import read_projector
@@ -13,7 +15,12 @@ WEIGHTS_FILE = "thought.safetensors"
 
 def save_feedback(folder: Path, feedback: Feedback) -> None:
     """Write the trained weights next to a checkpoint's; nothing for forms that have none."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in feedback.state_dict().items()}
+    save_thought(folder, feedback.state_dict())
+
+
+def save_thought(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write the weights of a feedback; see `save_feedback`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if tensors:
         save_tensors(tensors, folder / WEIGHTS_FILE)
 

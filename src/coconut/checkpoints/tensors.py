@@ -72,7 +72,7 @@ def _write_gathered(tensors: Mapping[str, Tensor], path: Path) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(tensors):
             gathered = whole(tensors[name].detach()).cpu().contiguous()
-            file.write(memoryview(gathered.reshape(-1).view(torch.uint8).numpy()))
+            file.write(gathered.reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -314,6 +314,9 @@ class RuntimeConfig:
     tracker: Literal["none", "wandb", "trackio", "tensorboard"]
     processes: Literal["auto"] | Annotated[int, Range(1, 4_096)] = "auto"
     """Processes on one host that share the rows of a training or an evaluation; `auto` is one per GPU, one on a CPU."""
+    sharding: Literal["none", "update", "pass"] = "none"
+    """Whether each of several processes holds only a part of weights, gradients and moments while an entry trains, and
+    how often they are gathered: once per update, or once per pass."""
     launcher: Annotated[str | None, Word("none")] = None
     """A command, `srun --ntasks-per-node=1`, that starts the stage once on every host of an allocation."""
 

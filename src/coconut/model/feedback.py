@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from coconut.config.thought import Form, find_layer, parse_thought
@@ -129,7 +129,9 @@ def _build_finish(form: Form, model: PreTrainedModel, seed: int) -> Function | N
     if form.finish is None:
         return None
     kind = Projection if form.finish == "projection" else Projector
-    return kind(embed.weight.shape[1], seed).to(embed.weight)
+    # A model whose weights are loaded later is on the meta device; those that are drawn here are not.
+    network = kind(embed.weight.shape[1], seed).to(embed.weight.dtype)
+    return network if embed.weight.is_meta else network.to(embed.weight.device)
 
 
 # --- sources --------------------------------------------------------------------------------
@@ -185,6 +187,15 @@ def find_final_norm(model: PreTrainedModel) -> Function:
     Raises:
         ValueError: if the model has no such module.
     """
+    if model.device.type == "meta":
+        # Its buffers may be elsewhere already, so that it cannot be run; one that is on that device as a whole can.
+        with torch.device("meta"):
+            twin = type(model)(model.config)
+        return cast(Function, model.get_submodule(_name_of_final_norm(twin)).__call__)
+    return cast(Function, model.get_submodule(_name_of_final_norm(model)).__call__)
+
+
+def _name_of_final_norm(model: PreTrainedModel) -> str:
     seen: list[tuple[nn.Module, Tensor]] = []
 
     def watch(module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -195,17 +206,22 @@ def find_final_norm(model: PreTrainedModel) -> Function:
     handles = [leaf.register_forward_hook(watch) for leaf in leaves]
     try:
         embeds_BSD = model.get_input_embeddings()(torch.arange(2, device=model.device)[None])
-        hidden_BSD = model.base_model(inputs_embeds=embeds_BSD, use_cache=False).last_hidden_state
+        # With a cache, the library does not look at values, which a model on the meta device lacks.
+        cache = DynamicCache(config=model.config)
+        hidden_BSD = model.base_model(inputs_embeds=embeds_BSD, past_key_values=cache, use_cache=True).last_hidden_state
     finally:
         for handle in handles:
             handle.remove()
     module, output = seen[-1]
-    if output.shape != hidden_BSD.shape or not torch.equal(output, hidden_BSD):
+    # The norm's own memory, which it may have been given another shape in.
+    is_last = output.untyped_storage()._cdata == hidden_BSD.untyped_storage()._cdata
+    if output.shape != hidden_BSD.shape or not (is_last or (not output.is_meta and torch.equal(output, hidden_BSD))):
         raise ValueError(
             f"thought: {type(model).__name__} does not end in a final norm, which suppressed[...] reads;"
             " use hidden[...] with this model"
         )
-    return cast(Function, module.__call__)
+    names: dict[nn.Module, str] = {other: name for name, other in model.named_modules()}
+    return names[module]
 
 
 # --- finishes -------------------------------------------------------------------------------

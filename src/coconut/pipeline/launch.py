@@ -1,7 +1,7 @@
 """One stage in several processes, on one host or on many.
 
     dvc -> stages/train.py = torch's elastic agent -> N x "python stages/train.py latent_1"
-    dvc -> stages/train.py -> "srun ..." -> one agent per host -> N processes each
+    dvc -> stages/train.py -> "srun ..." or "coconut submit ..." -> one agent per host -> N processes each
 
 The process that DVC starts becomes the agent: it starts the others with the same command, tells them of signals,
 ends them together, and says which of them failed and why. So `cmd` in `dvc.yaml` stays what it is, and with one
@@ -19,20 +19,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from coconut.files import system_error
+from coconut.files import replace_file, system_error
 from coconut.pipeline.dvc_file import read_mapping
 from coconut.pipeline.gpus import processes_of
 from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import AGENT, STOP_SIGNALS, die_with_parent
 from coconut.pipeline.stage import LOST_PEER, run_stage
 
-_ENDPOINT, _RUN_ID = "COCONUT_RENDEZVOUS", "COCONUT_RUN_ID"
+RUN_ID = "COCONUT_RUN_ID"
+"""The environment's name for a run on several hosts; where it is set, this process is one of its hosts."""
 _SHUTDOWN_S = 22
 """What the processes have between the signal and their end: less than the 25 s of `GRACE_S` and a machine's 30 s."""
 _START_S = 300
@@ -57,10 +61,10 @@ def share_out(inputs: StageInputs | None) -> None:
     if not isinstance(runtime, dict):
         return
     launcher = runtime.get("launcher")
-    if isinstance(launcher, str) and launcher not in ("", "none") and _ENDPOINT not in os.environ:
+    if isinstance(launcher, str) and launcher not in ("", "none") and RUN_ID not in os.environ:
         _run_and_exit(partial(_run_through, launcher), inputs.stage)
     count = processes_of(runtime)
-    if count > 1 or _ENDPOINT in os.environ:
+    if count > 1 or RUN_ID in os.environ:
         _run_and_exit(partial(_run_in_processes, count), inputs.stage)
 
 
@@ -74,12 +78,9 @@ def _run_and_exit(main: "partial[None]", name: str) -> None:
 
 def _run_through(launcher: str) -> None:
     """Run this command through the site's launcher, which starts it once on every host; wait for its end."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    host = socket.gethostname()
-    inherited = {key: value for key, value in os.environ.items() if key != "DVC_STAGE"}
-    environment = inherited | {_ENDPOINT: f"{host}:{port}", _RUN_ID: f"{host}-{os.getpid()}"}
+    run_id = f"{socket.gethostname()}-{os.getpid()}-{time.time():.0f}"
+    # On another host the parent is not dvc.
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_STAGE"} | {RUN_ID: run_id}
     command = [*shlex.split(launcher), sys.executable, *sys.argv]
     try:
         process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
@@ -98,6 +99,8 @@ def _run_through(launcher: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
     exit_code = process.wait()
+    for path in _endpoint_file(run_id).parent.glob(f"{run_id}-*"):
+        path.unlink(missing_ok=True)
     if stopped_by:
         sys.exit(128 + stopped_by[0])
     if exit_code in _ASKED_TO_STOP:
@@ -118,24 +121,31 @@ def _run_in_processes(count: int) -> None:
         ValueError: saying which process failed, and why.
         SystemExit: if they were asked to stop.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # What it says of a failure, in its words, stands in ours below. (Importing torch sets the levels anew.)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     os.environ[AGENT] = str(os.getpid())
-    num_hosts = int(os.environ.get("SLURM_NNODES", "1")) if _ENDPOINT in os.environ else 1
+    is_one_of_many = RUN_ID in os.environ
+    num_hosts, host = (
+        int(os.environ.get(name, "0")) if is_one_of_many else 0 for name in ("SLURM_NNODES", "SLURM_NODEID")
+    )
     # `signals_to_handle` names all that end a stage; one that is ignored stays so (`nohup`).
     heeded = [number.name for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     with tempfile.TemporaryDirectory(prefix="coconut-") as folder:
         config = LaunchConfig(
-            min_nodes=num_hosts,
-            max_nodes=num_hosts,
+            min_nodes=max(1, num_hosts),
+            max_nodes=max(1, num_hosts),
             nproc_per_node=count,
-            run_id=os.environ.get(_RUN_ID, "stage"),
+            run_id=_run_id() if is_one_of_many else "stage",
             rdzv_backend="c10d",
-            rdzv_endpoint=os.environ.get(_ENDPOINT, "localhost:0"),
-            rdzv_configs={"timeout": _START_S},
+            rdzv_endpoint=_find_endpoint(host) if is_one_of_many else "localhost:0",
+            rdzv_configs={"timeout": _START_S, "is_host": host == 0},
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -148,6 +158,40 @@ def _run_in_processes(count: int) -> None:
             sys.exit(128 + stop.sigval)
         except ChildFailedError as failed:
             _explain(failed.failures)
+
+
+def _find_endpoint(host: int) -> str:
+    """Agree on where the hosts meet, through a file: the first of them chooses.
+
+    Raises:
+        OSError: the file of the first host does not come, as where the hosts do not share the folder.
+    """
+    path = _endpoint_file(_run_id())
+    if host == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            endpoint = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, endpoint)
+        return endpoint
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            return path.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    raise OSError(
+        f"{path}: not there after {_START_S} s, wanted the address that the first host writes; all hosts must share"
+        " the repository's folder"
+    )
+
+
+def _run_id() -> str:
+    """Return the name of this run on several hosts; a job that was requeued is another run."""
+    return f"{os.environ[RUN_ID]}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def _endpoint_file(run_id: str) -> Path:
+    return resume_dir() / "hosts" / run_id
 
 
 def _explain(failures: Mapping[int, Any]) -> None:

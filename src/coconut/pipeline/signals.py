@@ -86,9 +86,11 @@ class Stop:
                 raise Interrupted
 
     def preempted(self) -> Preempted:
-        """Make the exception to raise, once the state is saved: `raise stop.preempted()`."""
-        assert self.signal is not None, "nobody asked to stop"
-        return Preempted(128 + self.signal)
+        """Make the exception to raise, once the state is saved: `raise stop.preempted()`.
+
+        Where several processes share a stage, the request may have come to another one of them: SIGTERM stands for it.
+        """
+        return Preempted(128 + (self.signal or signal.SIGTERM))
 
 
 @contextmanager

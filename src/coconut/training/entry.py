@@ -14,15 +14,16 @@ from coconut.checkpoints.tensors import load_tensors, save_tensors
 from coconut.config.schema import Entry, Params
 from coconut.devices import peak_memory_mb
 from coconut.layout import LOG_DIR
+from coconut.parts import give_parts
 from coconut.peers import Peers
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.plausibility import doubts_about_entry
 from coconut.pipeline.resume import ResumeStore, State, TensorsFile, resume_dir
 from coconut.pipeline.signals import Stop, stop_on_signals
 from coconut.tracking import Track, tracking
-from coconut.training.loop import Stopped, Trainer
+from coconut.training.loop import Trainer
 from coconut.training.outputs import check_outputs, pass_gate, write_outputs
-from coconut.training.outside import Outside
+from coconut.training.outside import Outside, Stopped
 from coconut.training.setup import set_up
 
 
@@ -68,8 +69,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         pass_gate(trainer)
         inputs.refuse_if_changed()
         peaks_mb = trainer.peers.gather(peak_memory_mb())
-        if leads:
-            write_outputs(trainer, tokenizer, params.encode.prompt, versions(), peaks_mb)
+        write_outputs(trainer, tokenizer, params.encode.prompt, versions(), peaks_mb)
 
 
 class _Follower(Outside):
@@ -77,6 +77,9 @@ class _Follower(Outside):
 
     def __init__(self, stop: Stop, peers: Peers) -> None:
         self._stop, self._peers = stop, peers
+
+    def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:  # noqa: ARG002
+        give_parts(tensors)
 
     def should_stop(self) -> bool:
         return self._stop.requested

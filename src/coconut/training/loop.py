@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -28,30 +28,14 @@ from coconut.training.curve import Curve
 from coconut.training.learner import Learner, Tensors
 from coconut.training.objective import Cost, Objective, check_finite
 from coconut.training.optimizer import learning_rate
-from coconut.training.outside import Outside
+from coconut.training.outside import Outside, Stopped, Validation
 from coconut.training.position import Position, Score
 from coconut.training.progress import Progress, log_epoch, log_first_score
-from coconut.training.rows import epoch_order, longest_reasoning, split_updates, training_views
+from coconut.training.rows import epoch_order, removes_more, split_updates, training_views
 from coconut.training.schedule import Schedule
 
-
-class Stopped(Exception):  # noqa: N818 - it is no error: the state is saved, and the stage goes on next time
-    """The run was asked to end, and has saved its state."""
-
-
-class Validation(Protocol):
-    """Scores the model on validation data."""
-
-    @property
-    def num_oom_retries(self) -> int:
-        """Count how often it ran out of memory in this session."""
-
-    def score(self, num_removed_tokens: int) -> Score:
-        """Score the weights as they are now.
-
-        Args:
-            num_removed_tokens: reasoning tokens that `icot` had removed in the last update.
-        """
+if TYPE_CHECKING:
+    from coconut.training.sharding import Shards
 
 
 @dataclass(kw_only=True)
@@ -69,6 +53,8 @@ class Trainer:
     accelerator: Accelerator
     validation: Validation
     outside: Outside = field(default_factory=Outside)
+    shards: "Shards | None" = None
+    """The weights, where no process holds all of them."""
     removed_before: int = 0
     """Reasoning tokens that the parent had removed (`icot` only)."""
     position: Position = field(default_factory=Position)
@@ -78,7 +64,7 @@ class Trainer:
         self.schedule = Schedule(self.entry, len(self.dataset), self.removed_before)
         self.position.curve = Curve.over(self.schedule.num_updates)
         self.peers = peers_of(self.accelerator)
-        self._stops = False
+        self._stops = self._saves = False
         micro = self.runtime.micro_batch
         self.objective = Objective(
             self.model,
@@ -88,6 +74,7 @@ class Trainer:
             micro_batch=self.entry.train.batch_size if micro == "auto" else micro,
             options=PassOptions(fast=self.runtime.fast, checkpoint_activations=self.runtime.checkpoint_activations),
             peers=self.peers,
+            shards=self.shards,
         )
         self.watch = Stopwatch()
 
@@ -122,7 +109,7 @@ class Trainer:
             self.position.best_accuracy = score.accuracy
             self.learner.keep_best()
         # The end of training is saved in every case, however dear a save is.
-        if self.is_finished or self.outside.is_save_due():
+        if self.is_finished or self._is_save_due():
             self.save_state()
 
     def update(self, rows: list[int]) -> None:
@@ -133,8 +120,8 @@ class Trainer:
             random.Random(f"dropout/{self.seed}/{self.entry.name}/{self.position.update}").getrandbits(63)
         )
         views = self._views(rows)
-        if self.entry.method == "icot" and self.entry.train.reset_optimizer:
-            self._reset_after_removal(rows)
+        if self.entry.train.reset_optimizer and removes_more(self.schedule, self.position.update, self.dataset, rows):
+            self.learner.optimizer.state.clear()
         cost = self._accumulate(views, rows)
         grad_norm = self.learner.clip_gradients()
         self._refuse_unless_finite(cost, grad_norm, rows)
@@ -165,6 +152,14 @@ class Trainer:
         except Interrupted:
             self._stop()
 
+    def poll(self) -> None:
+        """Raise `Interrupted` between two batches of a validation, if the run was asked to end."""
+        if self.shards is not None and self.shards.kind == "pass":
+            if any(self.peers.gather(self.outside.should_stop())):
+                raise Interrupted  # All at once, since each of them reads all rows.
+        else:
+            self.outside.poll()
+
     # --- the parts of an update ---
 
     def _remaining_updates(self) -> Iterator[list[int]]:
@@ -187,28 +182,21 @@ class Trainer:
             num_removed_tokens=self.schedule.num_removed(self.position.update),
         )
 
-    def _reset_after_removal(self, rows: list[int]) -> None:
-        """Start with fresh moments whenever `icot` has just removed more of what these rows still showed.
-
-        The learning rate does not warm up again: at a few tokens per epoch it would never be warm.
-
-        Source: Deng et al. 2024 (arXiv:2405.14838), section 3.
-        """
-        update = self.position.update
-        before = self.schedule.num_removed_before(update)
-        if self.schedule.num_removed(update) > before and longest_reasoning(self.dataset, rows) > before:
-            self.learner.optimizer.state.clear()
-
     def _accumulate(self, views: list[View], rows: list[int]) -> Cost:
         try:
-            cost = self.objective.accumulate(views, self.learner.parameters, stops=self.outside.should_stop())
+            cost = self.objective.accumulate(
+                views,
+                self.learner.parameters,
+                stops=self.outside.should_stop(),
+                saves=self.shards is not None and self.outside.is_save_due(),
+            )
         except PeerLostError:
-            self._save_before_failing()
+            self._save_alone()
             raise
         except (RuntimeError, IndexError) as error:
-            self._save_before_failing()
+            self._save_alone()
             raise ValueError(f"{self._place(rows)}: the model failed: {explain_failure(error)}") from error
-        self._stops = cost.stops
+        self._stops, self._saves = cost.stops, cost.saves
         return cost
 
     def _refuse_unless_finite(self, cost: Cost, grad_norm: float, rows: list[int]) -> None:
@@ -218,11 +206,20 @@ class Trainer:
             self._save_before_failing()
             raise
 
+    def _save_alone(self) -> None:
+        """Save the weights where this process holds all of them: the others cannot be asked for anything."""
+        if self.shards is None:
+            self._save_before_failing()
+
+    def _is_save_due(self) -> bool:
+        due = self.outside.is_save_due()
+        return due if self.shards is None else any(self.peers.gather(due))
+
     def _save_before_failing(self) -> None:
         """Save the weights before the update that failed, unless an earlier one has spoiled them."""
         # A full disk, or a device that no longer answers, is not the reason that the user looks for.
         with suppress(OSError, RuntimeError):
-            if self.learner.is_finite():
+            if all(self.peers.gather(self.learner.is_finite()) if self.shards else [self.learner.is_finite()]):
                 self.save_state()
 
     def _place(self, rows: list[int]) -> str:
@@ -241,7 +238,8 @@ class Trainer:
         # Several processes must stop after the same update, so they stop after the one in which all were told of it.
         if self._stops or (self.peers.count == 1 and self.outside.should_stop()):
             self._stop()
-        if self.outside.is_save_due():
+        # Of sharded weights, every process gives its part: they save after the update in which all were told of it.
+        if self._saves or (self.shards is None and self.outside.is_save_due()):
             self.save_state()
 
     def _close_epoch(self, score: Score) -> None:

@@ -1,7 +1,7 @@
 """The gradient of one update: the mean loss over every supervised token of all its micro-batches and processes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -114,15 +114,14 @@ class Objective:
         self.feedback.zero_grad(set_to_none=True)
         device = self.accelerator.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
-        for taken, num_passes in self._micro_batches(views):
-            rows = taken or [0]
+        for rows, is_own, num_passes in self._micro_batches(views):
             batch = collate([views[row] for row in rows], pad_id=self.pad_id, min_columns=num_passes)
             counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
             with self.accelerator.autocast():
                 nll = self._nll(batch.to(device), None if keys is None else keys[rows], num_passes)
             # Without a row of its own, a process only joins the others in what they send.
-            self.accelerator.backward((nll if taken else 0.0 * nll) / max(1, num_tokens))
-            if taken:
+            self.accelerator.backward((nll if is_own else 0.0 * nll) / max(1, num_tokens))
+            if is_own:
                 sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
                 sums[0] += nll.detach()
         return sums
@@ -132,18 +131,21 @@ class Objective:
             return self.shards.nll(batch, self.options, keys_B, num_passes=num_passes)
         return latent_nll(self.model, self.feedback, batch, self.options, keys_B=keys_B)[0]
 
-    def _micro_batches(self, views: Sequence[View]) -> list[tuple[list[int], int]]:
-        """Return the rows of each of this process's micro-batches, and the passes that it must be cut into at least.
+    def _micro_batches(self, views: Sequence[View]) -> Iterator[tuple[list[int], bool, int]]:
+        """Go through the micro-batches of this process.
 
-        With shards all processes have as many, of as many passes; what has no rows counts nothing.
+        With shards all processes have as many, of as many passes.
+
+        Yields:
+            (rows, is_own, num_passes): another process's row, which counts nothing here, where this one has none left;
+            the passes that the micro-batch must be cut into at least.
         """
         if not self.shards:
-            return [(rows, 0) for rows in self._pieces(views, self.peers.rank)]
-        of_all = zip_longest(*(self._pieces(views, rank) for rank in range(self.peers.count)), fillvalue=[])
-        return [
-            (pieces[self.peers.rank], 1 + max(views[row].num_thoughts for rows in pieces for row in rows))
-            for pieces in of_all
-        ]
+            yield from ((rows, True, 0) for rows in self._pieces(views, self.peers.rank))
+            return
+        for pieces in zip_longest(*(self._pieces(views, rank) for rank in range(self.peers.count)), fillvalue=[]):
+            own, rows = pieces[self.peers.rank], [row for piece in pieces for row in piece]
+            yield own or rows[:1], bool(own), 1 + max(views[row].num_thoughts for row in rows)
 
     def _pieces(self, views: Sequence[View], rank: int) -> list[list[int]]:
         """Cut the rows of a process into micro-batches."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coconut.config.schema import Entry, TrainConfig
-from coconut.parts import like
+from coconut.parts import like, local
 
 NamedParameters = Mapping[str, nn.Parameter]
 
@@ -108,7 +108,7 @@ def _check_moments(
             raise ValueError(f"{name}/{key}: found shape {tuple(value.shape)}, wanted {tuple(parameter.shape)}")
         if key == "step" and value.numel() != 1:
             raise ValueError(f"{name}/{key}: found shape {tuple(value.shape)}, wanted a single number")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.is_floating_point() and not bool(local(value).isfinite().all()):
             raise ValueError(f"{name}/{key}: found values that are not finite, wanted finite ones")
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from coconut.checkpoints.card import CARD_FILE, describe_entry, write_card
-from coconut.checkpoints.feedback import save_feedback
+from coconut.checkpoints.feedback import save_thought
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta, Prompt
 from coconut.checkpoints.tensors import save_tensors
 from coconut.files import check_free_space, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
+from coconut.parts import give_parts
 from coconut.pipeline.resume import resume_dir
 from coconut.training.curve import updates_csv
 from coconut.training.loop import Trainer
@@ -77,6 +78,8 @@ def write_outputs(
 ) -> None:
     """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`; DVC takes them over.
 
+    Every process calls it: the first one writes, and the others give it their parts of what is sharded.
+
     Args:
         prompt: the form of prompt that the entry was trained with.
         versions: of the libraries that trained it.
@@ -86,6 +89,13 @@ def write_outputs(
         OSError: if one of them cannot be written.
     """
     entry, position, schedule = trainer.entry, trainer.position, trainer.schedule
+    moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
+    model, thought = trainer.model, trainer.feedback.state_dict()
+    if trainer.shards is not None:
+        model, thought = trainer.shards.gather()
+    if not trainer.peers.leads:
+        give_parts(moments)
+        return
     output_dir, weights_dir = OUTPUTS_DIR / entry.name, checkpoint_dir(entry.name)
     meta = CheckpointMeta.of(
         entry.method,
@@ -96,11 +106,10 @@ def write_outputs(
         num_removed_at_end=schedule.num_removed(position.update),
     )
     try:
-        save_checkpoint(weights_dir, trainer.model, tokenizer, meta)
-        save_feedback(weights_dir, trainer.feedback)
+        save_checkpoint(weights_dir, model, tokenizer, meta)
+        save_thought(weights_dir, thought)
         card = write_card(entry.name, meta, tokenizer, training=describe_entry(entry))
         replace_file(weights_dir / CARD_FILE, card)
-        moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
         save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
         replace_file(output_dir / "updates.csv", updates_csv(position.curve.points))
@@ -123,6 +132,13 @@ def _summary(trainer: Trainer, versions: Mapping[str, str], peaks_mb: Sequence[f
         "peak_memory_mb_of_processes": [round(peak_mb, 1) for peak_mb in peaks_mb],
         "micro_batch": trainer.objective.micro_batch,
         "train_oom_retries": trainer.num_oom_retries,
-        "passes": noted_passes(trainer.model) if trainer.runtime.fast else "plain: runtime.fast is off",
+        "passes": _passes(trainer),
         "versions": dict(versions),
     }
+
+
+def _passes(trainer: Trainer) -> str:
+    """Say how batches were read, and why."""
+    if trainer.shards is not None:
+        return "plain: runtime.sharding"
+    return noted_passes(trainer.model) if trainer.runtime.fast else "plain: runtime.fast is off"

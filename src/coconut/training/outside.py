@@ -2,9 +2,30 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from coconut.training.position import Score
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error: the state is saved, and the stage goes on next time
+    """The run was asked to end, and has saved its state."""
+
+
+class Validation(Protocol):
+    """Scores the model on validation data."""
+
+    @property
+    def num_oom_retries(self) -> int:
+        """Count how often it ran out of memory in this session."""
+
+    def score(self, num_removed_tokens: int) -> Score:
+        """Score the weights as they are now.
+
+        Args:
+            num_removed_tokens: reasoning tokens that `icot` had removed in the last update.
+        """
 
 
 class Outside:

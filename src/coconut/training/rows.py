@@ -13,6 +13,7 @@ from coconut.config.schema import Entry
 from coconut.data.curriculum import draw_plan
 from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, build_view
+from coconut.training.schedule import Schedule
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 """Rows of the encoded set, 8 bytes each."""
@@ -59,3 +60,15 @@ def training_views(
 def longest_reasoning(dataset: EncodedSet, rows: Sequence[int]) -> int:
     """Tokens of the longest chain of steps among these rows, nothing removed."""
     return max((sum(map(len, steps_ids)) for steps_ids in dataset[list(rows)]["steps_ids"]), default=0)
+
+
+def removes_more(schedule: Schedule, update: int, dataset: EncodedSet, rows: Sequence[int]) -> bool:
+    """Say whether an update of `icot` is the first that removes more of what its rows still showed.
+
+    The optimiser then starts with fresh moments. The learning rate does not warm up again: at a few tokens per epoch
+    it would never be warm.
+
+    Source: Deng et al. 2024 (arXiv:2405.14838), section 3.
+    """
+    before = schedule.num_removed_before(update)
+    return schedule.num_removed(update) > before and longest_reasoning(dataset, rows) > before

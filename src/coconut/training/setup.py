@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -11,13 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import load_checkpoint
-from coconut.checkpoints.meta import META_FILE, CheckpointMeta
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta, read_meta
 from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.config.schema import BASE, Entry, Params
 from coconut.config.thought import check_layers, parse_thought
 from coconut.data.curriculum import entry_plans, plan_view
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
+from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import MarkerIds, longest_prompt, longest_view
 from coconut.devices import build_accelerator, peers_of
 from coconut.evaluation.evaluator import Evaluator
@@ -25,10 +28,14 @@ from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_
 from coconut.model.feedback import Feedback
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
+from coconut.peers import Peers
 from coconut.training.learner import Learner
 from coconut.training.loop import Trainer
 from coconut.training.optimizer import fits_optimizer
 from coconut.training.position import Score
+
+if TYPE_CHECKING:
+    from coconut.training.sharding import Shards
 
 _SHAPE = ("c_thought", "max_latent_stage", "markers")
 
@@ -42,11 +49,17 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
     accelerator = build_accelerator(params.runtime, entry.train.precision)
     folder = checkpoint_dir(entry.parent)
     dtype = torch.bfloat16 if entry.train.precision == "bf16-weights" else torch.float32
-    model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device), dtype=dtype)
+    shards: Shards | None = None
+    if params.runtime.sharding != "none" and accelerator.num_processes > 1:
+        tokenizer, meta = load_tokenizer(folder), read_meta(folder) if (folder / META_FILE).is_file() else None
+        shards = _load_shards(params, entry, accelerator, meta, dtype)
+        model = shards.model
+    else:
+        model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device), dtype=dtype)
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{folder / META_FILE}: no such file, but {entry.parent} was trained; {RESTORE}")
     check_curriculum(params, entry, model)
-    trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta)
+    trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta, shards)
     if not entry.train.reset_optimizer:
         _take_over_moments(trainer.learner, entry)
     return trainer, tokenizer
@@ -59,8 +72,9 @@ def _build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     parent: CheckpointMeta | None,
+    shards: "Shards | None",
 ) -> Trainer:
-    feedback = _load_feedback(params, entry, model, parent)
+    feedback = _load_feedback(params, entry, model, parent) if shards is None else shards.feedback
     markers = MarkerIds.of(tokenizer)
     evaluator = Evaluator(
         model,
@@ -71,8 +85,9 @@ def _build_trainer(
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
-        options=PassOptions(fast=params.runtime.fast),
-        peers=peers_of(accelerator),
+        options=PassOptions(fast=params.runtime.fast and shards is None),
+        # Layers that are gathered when a pass reaches them must be reached by all processes, with the same rows.
+        peers=Peers() if shards is not None and shards.kind == "pass" else peers_of(accelerator),
     )
     trainer = Trainer(
         entry=entry,
@@ -89,11 +104,36 @@ def _build_trainer(
             evaluator,
             load_encoded(ENCODED_DIR, "valid", entry.train.validate_examples),
             read_examples(EXAMPLES_DIR / "valid.jsonl"),
+            shards,
         ),
+        shards=shards,
         removed_before=0 if parent is None else parent.num_removed_at_end,
     )
-    evaluator.poll = lambda: trainer.outside.poll()
+    evaluator.poll = trainer.poll
     return trainer
+
+
+def _load_shards(
+    params: Params, entry: Entry, accelerator: Accelerator, parent: CheckpointMeta | None, dtype: torch.dtype
+) -> "Shards":
+    """Load the parent's weights in parts.
+
+    Raises:
+        ValueError: if the entry asks for what sharded weights do not do, or a file is missing or damaged.
+    """
+    from coconut.training.sharding import load_sharded  # Here, because importing it takes part of a second.
+
+    kind = params.runtime.sharding
+    assert kind != "none", "asked for by the caller"
+    if entry.train.optimizer != "adamw":
+        raise ValueError(f"runtime.sharding: {kind} needs train.optimizer adamw, found {entry.train.optimizer}")
+    if kind == "pass" and entry.latent.parallel_iterations:
+        raise ValueError(
+            "runtime.sharding: pass needs parallel_iterations 0, since the rounds of its thoughts differ from process"
+            f" to process; found {entry.latent.parallel_iterations}, which goes with `update`"
+        )
+    load_thought = partial(_load_feedback, params, entry, parent=parent)
+    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers_of(accelerator), kind, dtype)
 
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:
@@ -116,6 +156,7 @@ class EntryValidation:
     evaluator: Evaluator
     dataset: EncodedSet
     examples: Sequence[Example]
+    shards: "Shards | None" = None
 
     @property
     def num_oom_retries(self) -> int:
@@ -129,11 +170,14 @@ class EntryValidation:
             )
         was_training = model.training
         model.eval()
-        outcomes = self.evaluator.outcomes(self.dataset, self.examples)
-        accuracy = sum(outcome.right for outcome in outcomes) / max(1, len(outcomes))
-        score = Score(self.evaluator.loss(self.dataset), accuracy)
+        score = self._read() if self.shards is None else self.shards.read_whole(self._read)
         model.train(was_training)
         return score
+
+    def _read(self) -> Score:
+        outcomes = self.evaluator.outcomes(self.dataset, self.examples)
+        accuracy = sum(outcome.right for outcome in outcomes) / max(1, len(outcomes))
+        return Score(self.evaluator.loss(self.dataset), accuracy)
 
 
 def _take_over_moments(learner: Learner, entry: Entry) -> None:

@@ -15,6 +15,7 @@ nothing.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,14 +23,15 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from coconut.checkpoints.weights import quiet_transformers
+from coconut.checkpoints.tensors import RESTORE, read_tensors
+from coconut.checkpoints.weights import quiet_transformers, read_config, weight_files
 from coconut.data.collator import Batch
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
-from coconut.parts import whole
+from coconut.parts import like, local, whole
 from coconut.peers import Peers
 
 T = TypeVar("T")
@@ -57,7 +59,8 @@ class Shards:
 
     def __init__(self, model: PreTrainedModel, feedback: Feedback, peers: Peers, kind: Sharding) -> None:
         self.kind, self.peers = kind, peers
-        self.step = Step(model, feedback)
+        step = self.step = Step(model, feedback)
+        self.model, self.feedback = model, feedback
         mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
         for layer in find_layers(model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass")
@@ -66,7 +69,8 @@ class Shards:
             module.set_gradient_divide_factor(1.0)  # Our losses are sums over tokens, not means over processes.
             module.set_force_sum_reduction_for_comms(True)
         if kind == "update":
-            self.step.set_reshard_after_backward(False)
+            assert isinstance(step, FSDPModule), "fully_shard makes it one"
+            step.set_reshard_after_backward(False)
 
     def nll(self, batch: Batch, options: PassOptions, keys_B: Tensor | None, *, num_passes: int) -> Tensor:
         """Return the loss of a micro-batch in nats, summed over its supervised tokens.
@@ -77,9 +81,9 @@ class Shards:
         options = replace(options, fast=False, num_passes=num_passes if self.kind == "pass" else 0)
 
         def read() -> Tensor:
-            nll, _ = latent_nll(self.step.model, self.step.feedback, batch, options, keys_B=keys_B)
+            nll, _ = latent_nll(self.model, self.feedback, batch, options, keys_B=keys_B)
             # A process whose rows hold no thought sends zeros; `settle` takes out what none has reached.
-            zeros = [0.0 * parameter.sum() for parameter in self.step.feedback.parameters()]
+            zeros = [0.0 * parameter.sum() for parameter in self.feedback.parameters()]
             return torch.stack([nll, *zeros]).sum()
 
         loss: Tensor = self.step(read)
@@ -94,7 +98,7 @@ class Shards:
         """
         self._give_back()
         if not has_thoughts:
-            for parameter in self.step.feedback.parameters():
+            for parameter in self.feedback.parameters():
                 parameter.grad = None
 
     def read_whole(self, work: Callable[[], T]) -> T:
@@ -116,18 +120,18 @@ class Shards:
         finally:
             self._give_back()
 
-    def gather(self) -> tuple[PreTrainedModel, dict[str, Tensor]] | None:
-        """Return the whole model, on the CPU, and the feedback's weights, in the first process; None in the others."""
+    def gather(self) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        """Return the whole model, on the CPU, and the feedback's weights; only the first process gets them."""
         weights: dict[str, Tensor] = {}
         for name, parameter in self.step.named_parameters():
             found = whole(parameter.detach())
             if self.peers.leads:
                 weights[name] = found.to("cpu", copy=True)
         if not self.peers.leads:
-            return None
+            return self.model, {}
         of_model = {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
         of_feedback = {name.removeprefix("feedback."): t for name, t in weights.items() if name.startswith("feedback.")}
-        return assemble(self.step.model, of_model), of_feedback
+        return assemble(self.model, of_model), of_feedback
 
     def _modules(self) -> list[FSDPModule]:
         return [module for module in self.step.modules() if isinstance(module, FSDPModule)]
@@ -141,6 +145,7 @@ def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     """Build the causal language model of a config with its buffers, and weights that take no memory."""
     with init_empty_weights(include_buffers=False), quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # Within the context every weight is an object of its own.
     return model
 
 
@@ -153,6 +158,50 @@ def assemble(sharded: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrai
     model.tie_weights()
     model.generation_config = sharded.generation_config
     return model.eval()
+
+
+def load_sharded(
+    folder: Path, load_thought: Callable[[PreTrainedModel], Feedback], peers: Peers, kind: Sharding, dtype: torch.dtype
+) -> Shards:
+    """Load a checkpoint of this project, of which each process reads and holds its own part only.
+
+    Args:
+        load_thought: builds the feedback for the model.
+
+    Raises:
+        ValueError: if weights are missing, damaged, not finite, or under other names than the model's own.
+    """
+    model = build_empty(read_config(folder), dtype)
+    shards = Shards(model, load_thought(model), peers, kind)
+    device = torch.device(peers.device)
+
+    def place(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    shards.step._apply(place)  # type: ignore[no-untyped-call]
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        found |= read_tensors(path, "the weights")  # Mapped: what a process does not copy takes no memory of its own.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _check_fits(found.get(name), parameter, f"{folder}: {name}")
+            parameter.copy_(like(found[name], parameter, dtype))
+            if not bool(torch.isfinite(local(parameter)).all()):
+                raise ValueError(f"{folder}: {name}: found weights that are not finite, wanted finite ones; {RESTORE}")
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model.eval()
+    return shards
+
+
+def _check_fits(found: Tensor | None, wanted: Tensor, place: str) -> None:
+    if found is None:
+        raise ValueError(
+            f"{place}: no such tensor in the weights, wanted every weight under the name that the model gives it;"
+            f" {RESTORE}, or take runtime.sharding: none"
+        )
+    if found.shape != wanted.shape:
+        raise ValueError(f"{place}: found shape {tuple(found.shape)}, wanted {tuple(wanted.shape)}; {RESTORE}")
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
