@@ -9,6 +9,7 @@ import pytest
 
 SUBCOMMANDS = [
     "status",
+    "plan",
     "repro",
     "overnight",
     "table",

@@ -20,7 +20,7 @@ LAYERS = (
     ("evaluation",),
     ("training", "probing"),
     ("report",),
-    ("arguments", "solutions", "publish"),
+    ("arguments", "solutions", "publish", "planning"),
     ("reasoner",),
     ("terminal",),
     ("cli", ""),

@@ -45,9 +45,26 @@ def status() -> None:
 
     For a training it says how far it is. It takes no lock and works while `dvc repro` runs.
     """
-    from coconut.pipeline.status import run
+    from coconut.pipeline.forecast import run_status
 
-    _end_with(lambda: run(_ROOT))
+    _end_with(lambda: run_status(_ROOT))
+
+
+@app.command()
+def plan(
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Stages at once. 0: as many as the machine has room for.")
+    ] = 0,
+    measure: Annotated[bool, typer.Option(help="Measure a few updates and questions of each kind of stage.")] = True,
+) -> None:
+    """Say what would run, why, and how long it takes.
+
+    It measures on this machine, names the hour of the end, and compares memory and disk with what is free. Exit code
+    1 if something does not fit.
+    """
+    from coconut.planning.plan import run
+
+    _end_with(lambda: run(_ROOT, jobs=jobs or None, measures=measure))
 
 
 @app.command()

@@ -4,7 +4,6 @@ Reads only files that others write (`dvc.yaml`, `dvc.lock`, `.resume`, the stage
 locks, so that it works while `dvc repro` runs.
 """
 
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,16 +26,6 @@ class Row:
     state: str
     """done, running, suspended, failed, interrupted, to do or waiting."""
     detail: str = ""
-
-
-def run(root: Path) -> int:
-    """Print the table; 0.
-
-    Raises:
-        ValueError: `dvc.yaml` or `params.yaml` holds a mistake.
-    """
-    sys.stdout.write(render(stage_rows(root)))
-    return 0
 
 
 def stage_rows(root: Path) -> list[Row]:
