@@ -94,6 +94,7 @@ def write_times(times: Times, root: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    (root / LOG_DIR).mkdir(parents=True, exist_ok=True)
     replace_file(root / _FILE, json.dumps(asdict(times), indent=2) + "\n")
 
 

@@ -22,7 +22,7 @@ from coconut.peers import PeerLostError
 from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
 from coconut.pipeline.inputs import StageInputs
-from coconut.pipeline.signals import Preempted, die_with_parent, end_in_any_case, is_worker
+from coconut.pipeline.signals import STOP_SIGNALS, Preempted, die_with_parent, end_in_any_case, is_worker
 
 LOST_PEER = 75
 """The exit code of a process that another one of its stage has left alone: it is not the cause."""
@@ -93,6 +93,10 @@ def _run_worker(main: Callable[..., None], name: str, arguments: Sequence[str], 
             if message is None:
                 raise
             sys.exit(1)
+        finally:
+            # It ends as it is. The agent, or the kernel after the agent's end, may tell it so once more.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_record(message: str, *, can_pass: bool) -> None:

@@ -19,7 +19,7 @@ from coconut.report.tables import Table
 
 _DVC_S = 0.6
 """What DVC takes around a stage: it hashes what the stage read and wrote, and writes its record."""
-_OTHERS_S = {"report": 3.0, "encode": 3.0, "preprocess": 2.0}
+_OTHERS_S = {"report": 4.0, "encode": 3.0, "preprocess": 2.0}
 """Stages that take seconds on the embedded data, and of which nothing is known before they have run."""
 _COPIES = 3
 """Weights and two moments, in the outputs of an entry and in a resume state of it."""
@@ -91,7 +91,7 @@ def _measure(params: Params, rows: Sequence[Row]) -> dict[str, EntryTimes]:
 def _seconds_by_stage(rows: Sequence[Row], times: Mapping[str, EntryTimes]) -> dict[str, float]:
     if not times:
         return dict.fromkeys((row.stage for row in rows), 0.0)
-    starts = {kind: start_s(f"stages/{kind}.py") for kind in ("train", "evaluate", "probe", "report")}
+    starts = {kind: start_s(f"stages/{kind}.py") for kind in ("train", "evaluate", "probe")}
     typical = next(iter(times.values()))
     seconds = {}
     for row in rows:
