@@ -1,6 +1,7 @@
 """What probes measure: right on thoughts of which it is known what they hold, and on thoughts that do nothing."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from coconut.data.examples import Example
+from coconut.probing.attention import measure_attention
 from coconut.probing.conclusion import conclude
 from coconut.probing.decoding import effective_rank, measure_decoded, measure_geometry
 from coconut.probing.entry import SUMMARY, probe, summarise
@@ -182,6 +184,56 @@ def test_sentences_are_graphs_too() -> None:
     assert found.path == ["lempus", "rompus"]
     assert found.group("frontier", 2) == ["rompus"]
     assert kind_of_text(found, "Tom is a lempus.\nEvery lempus is a rompus.\n### Tom is a rompus.") == "right"
+
+
+GRAPHS = [
+    GRAPH,
+    Example("1>2 3>4 2>6 4>5 [Q] 6 5 [R] 1", ["2", "6"], "6"),  # Fewer edges: its columns are padded on the left.
+    Example("7>8 8>2 1>3 3>6 9>0 [Q] 2 6 [R] 7", ["8", "2"], "2"),
+]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+def test_attention_to_edges_is_that_of_a_row_alone(family: str) -> None:
+    """Each row by itself, with the model's own attention, its columns looked up in the text by eye."""
+    subject = make_subject(family, examples=GRAPHS)
+    rows = measure_attention(subject, Graphs.of(subject))
+    model = subject.evaluator.model
+    for slot, hops in ((0, 1), (1, 2)):
+        shares, totals = [], []
+        for number, example in enumerate(GRAPHS):
+            words = example.question.split()
+            edges = [place for place, word in enumerate(words) if ">" in word]
+            length = len(subject.encoded[number].question_ids)
+            embeds = model.get_input_embeddings()(torch.tensor([subject.encoded[number].question_ids]))
+            embeds = torch.cat([embeds, subject.trace.vectors_NKD[number : number + 1]], dim=1)
+            model.set_attn_implementation("eager")
+            with torch.no_grad():
+                look = model.base_model(inputs_embeds=embeds, output_attentions=True).attentions[-1].mean(dim=1)[0]
+            model.set_attn_implementation("sdpa")
+            look = look[length - 1 + slot]
+            search = read_search(example)
+            assert search is not None
+            frontier = [place for place in edges if words[place].split(">")[1] in search.group("frontier", hops)]
+            totals.append(float(look[edges].sum()))
+            shares.append(float(look[frontier].sum()) / totals[-1])
+        assert value_of(rows, "attention", thought=slot + 1, group="frontier") == pytest.approx(
+            sum(shares) / 3, abs=1e-5
+        )
+        assert value_of(rows, "attention_to_edges", thought=slot + 1) == pytest.approx(sum(totals) / 3, abs=1e-5)
+    expected = (2 / 8 + 1 / 4 + 1 / 5) / 3
+    assert value_of(rows, "share_of_edges", thought=1, group="frontier") == pytest.approx(expected)
+    assert model.config._attn_implementation == "sdpa", "as it was before"
+
+
+def test_without_a_graph_or_places_of_tokens_attention_gives_its_reason() -> None:
+    subject = make_subject()
+    assert measure_attention(subject, None)[0].group == "no graph in these questions"
+    graphs = make_subject(examples=GRAPHS)
+    longer = [row._replace(question_ids=[*row.question_ids, 2]) for row in graphs.encoded]
+    (row,) = measure_attention(dataclasses.replace(graphs, encoded=longer), Graphs.of(graphs))
+    assert (row.measure, row.value) == ("attention", None)
+    assert row.group == "the tokenizer does not say where its tokens stand in the question"
 
 
 def test_questions_without_a_graph_give_a_reason_each() -> None:

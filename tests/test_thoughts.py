@@ -1,5 +1,6 @@
 """What enters the slots can be watched and replaced, on every path, as if the row were read alone without a cache."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -38,8 +39,9 @@ def make_subject(
     rounds: int = 0,
     c_thought: int = 1,
     options: PassOptions | None = None,
+    examples: Sequence[Example] = EXAMPLES,
 ) -> Subject:
-    texts = [" ".join((example.question, *example.steps, "###", example.answer)) for example in EXAMPLES]
+    texts = [" ".join((example.question, *example.steps, "###", example.answer)) for example in examples]
     tokenizer = build_word_tokenizer(texts)
     model = build_tiny_model(family)
     add_markers(model, tokenizer)
@@ -54,7 +56,7 @@ def make_subject(
         batch_size=2,
         options=options or PassOptions(),
     )
-    return Subject(evaluator, EXAMPLES, encode_batch(tokenizer, EXAMPLES), range(len(EXAMPLES)))
+    return Subject(evaluator, examples, encode_batch(tokenizer, examples), range(len(examples)))
 
 
 @torch.no_grad()

@@ -70,6 +70,26 @@ def encode_questions(
     return [first_ids + question_ids for question_ids in ids]
 
 
+def question_offsets(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], prompt: str = "plain"
+) -> list[list[tuple[int, int]]] | None:
+    """Return where in its question each token of `encode_questions` stands, as the first character and the one after.
+
+    Tokens of the prompt around the question stand outside of it: before 0, or after its end.
+
+    Returns:
+        None if the tokenizer does not say so.
+    """
+    if not tokenizer.is_fast:
+        return None
+    num_first, found = len(bos_ids(tokenizer, prompt)), []
+    for question, text in zip(questions, _question_texts(tokenizer, questions, prompt), strict=True):
+        begin = text.find(question)
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        found.append([(-1, -1)] * num_first + [(start - begin, end - begin) for start, end in offsets])
+    return found
+
+
 def encode_batch(
     tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], prompt: str = "plain"
 ) -> list[EncodedExample]:

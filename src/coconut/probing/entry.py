@@ -14,6 +14,7 @@ from coconut.evaluation.entry import check_entry, open_evaluator
 from coconut.evaluation.outputs import write_receipt
 from coconut.files import replace_file, writing
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, OUTPUTS_DIR, PROBES_DIR, checkpoint_dir
+from coconut.probing.attention import measure_attention
 from coconut.probing.conclusion import conclude
 from coconut.probing.decoding import measure_decoded, measure_geometry
 from coconut.probing.graphs import Graphs, measure_graphs
@@ -26,7 +27,7 @@ from coconut.probing.subject import Subject
 
 FILES = ("thoughts.json", "thoughts.csv", "thoughts.jsonl")
 NO_THOUGHTS = "the entry has no slots"
-_NEEDS_SLOTS = ("decoded", "replaced", "probe", "mass", "swapped", "donor", "norm_ratio")
+_NEEDS_SLOTS = ("decoded", "replaced", "probe", "mass", "swapped", "donor", "attention", "norm_ratio")
 
 
 def probe_entry(params: Params, name: str) -> None:
@@ -84,6 +85,7 @@ def probe(subject: Subject, c_thought: int, *, count: int, top: int) -> tuple[li
     rows += measure_replaced(subject)
     rows += measure_probes(subject, c_thought)
     rows += measure_graphs(subject, graphs, probs_NKV)
+    rows += measure_attention(subject, graphs)
     rows += measure_geometry(subject, probs_NKV)
     return rows, write_shown(subject, probs_NKV, graphs, outcomes, scores, count=count, top=top)
 

@@ -119,22 +119,30 @@ class Subject:
 
         One plain pass over the question and the vectors of `trace` gives what the passes gave one after another.
         """
-        evaluator, parts = self.evaluator, []
-        for places, batch, _ in self._batches(self._prompts(None), None):
-            embeds_BTD = evaluator.model.get_input_embeddings()(batch.input_ids_BT).clone()
-            vectors_BKD = self.trace.vectors_NKD[places].to(embeds_BTD)
-            first = self._first_slot(batch)
-            embeds_BTD[:, first : first + self.num_slots] = vectors_BKD
-            output = evaluator.model.base_model(
+        parts = []
+        for _, batch, embeds_BTD, moments in self.filled():
+            output = self.evaluator.model.base_model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=batch.attention_mask_BT,
                 position_ids=batch.position_ids_BT,
                 output_hidden_states=True,
                 use_cache=False,
             )
-            moments = self._moments(batch)[:-1]
-            parts.append(torch.stack([layer_BTD[:, moments].float().cpu() for layer_BTD in output.hidden_states]))
+            parts.append(torch.stack([layer_BTD[:, moments[:-1]].float().cpu() for layer_BTD in output.hidden_states]))
         return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def filled(self) -> Iterator[tuple[list[int], Batch, Tensor, list[int]]]:
+        """Yield batches of prompts whose slots hold the vectors of `trace`.
+
+        Yields:
+            (places, batch, embeds_BTD, moments): the columns before each slot, and the last slot's.
+        """
+        for places, batch, _ in self._batches(self._prompts(None), None):
+            embeds_BTD = self.evaluator.model.get_input_embeddings()(batch.input_ids_BT).clone()
+            first = self._first_slot(batch)
+            embeds_BTD[:, first : first + self.num_slots] = self.trace.vectors_NKD[places].to(embeds_BTD)
+            yield places, batch, embeds_BTD, self._moments(batch)
 
     @torch.no_grad()
     def decoded(self, states: Tensor) -> Tensor:

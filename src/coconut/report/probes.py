@@ -111,6 +111,8 @@ def contents_table(entry: Result) -> Table:
         "of other questions": {"measure": "decoded", "condition": "own_top1_shuffled"},
         "mass on the frontier": {"measure": "mass", "group": "frontier"},
         "share of nodes there": {"measure": "share_of_nodes", "group": "frontier"},
+        "attention to the edges there": {"measure": "attention", "group": "frontier"},
+        "share of edges": {"measure": "share_of_edges", "group": "frontier"},
     }
     whole = {name: names for name, names in columns.items() if _find_in(rows, numbers, names)}
     header = ["thought", *whole, "linear probe: its step", "permuted labels", "entropy, nats", "length / embedding's"]

@@ -258,6 +258,17 @@ def read_question(question: str) -> ParsedQuestion | None:
     return ParsedQuestion(edges, tuple(symbols["targets"].split()), symbols["root"])
 
 
+def edge_spans(question: str) -> list[tuple[int, int]]:
+    """Return where the edges that `read_question` reads stand in the text, in the same order.
+
+    >>> [text[a:b] for text in ("5>0 3>5 [Q] 4 0 1 [R] 3",) for a, b in edge_spans(text)]
+    ['5>0', '3>5']
+    """
+    query = _QUERY.search(question)
+    pattern, stop = (_SYMBOL_EDGE, question.find(" [Q]")) if query is None else (_FACT, query.start())
+    return [match.span() for match in pattern.finditer(question, 0, max(0, stop))]
+
+
 def statistics(examples: Iterable[Example]) -> dict[str, float] | None:
     """Compute the mean size of the examples' graphs, for comparison with `PAPER_STATISTICS`.
 
