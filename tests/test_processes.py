@@ -72,12 +72,21 @@ def run_peers(folder: Path, count: int, sharding: str = "none") -> dict[str, tor
     return load_file(path)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What one process finds."""
+    return run_peers(tmp_path_factory.mktemp("alone"), 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_updates_gradient_is_that_of_one_process(count: int, tmp_path: Path) -> None:
-    alone, together = run_peers(tmp_path, 1), run_peers(tmp_path, count)
+def test_an_updates_gradient_is_that_of_one_process(count: int, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    together = run_peers(tmp_path, count)
     for name in update_of_peers.CASES:
         check_case(name, alone, together)
+    room = together["llama, no room for two rows in the last process/cost"]
+    assert room[-1] >= 1, "it did run out of memory"
+    assert room[-2] == 1, "and all processes go on with what fits everywhere"
 
 
 def check_case(name: str, alone: dict[str, torch.Tensor], together: dict[str, torch.Tensor]) -> None:
@@ -303,17 +312,18 @@ def test_a_process_that_hangs_is_ended_before_a_preempted_machine_is(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("kind", ["update", "pass"])
-def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(kind: str, count: int, tmp_path: Path) -> None:
-    alone, together = run_peers(tmp_path, 1), run_peers(tmp_path, count, kind)
+@pytest.mark.parametrize(("kind", "count"), [("update", 3), ("pass", 2)])
+def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(
+    kind: str, count: int, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    together = run_peers(tmp_path, count, kind)
     for name, case in update_of_peers.CASES.items():
         if kind == "pass" and "parallel_iterations" in case:
             continue
         check_case(name, alone, together)
         num_gathers = float(together[f"{name}/cost"][5])
-        # Once per update; once per pass and layer, forwards and backwards.
-        assert num_gathers == pytest.approx(1.0) if kind == "update" else num_gathers > 1.5
+        # Once per update, what three do not divide padded; once per pass and layer, forwards and backwards.
+        assert 0.999 < num_gathers < 1.1 if kind == "update" else num_gathers > 1.5
 
 
 @pytest.mark.slow

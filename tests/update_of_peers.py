@@ -31,6 +31,7 @@ CASES = {
     "gpt2, no thoughts": {"family": "gpt2", "thought": "projection", "num_thoughts": 0},
     "llama, all at once": {"family": "llama", "parallel_iterations": 2},
     "gpt2, one row": {"family": "gpt2", "num_rows": 1},  # The other processes have nothing to do.
+    "llama, no room for two rows in the last process": {"family": "llama", "room": 1},
 }
 
 
@@ -45,6 +46,18 @@ def make_views(num_rows: int = len(VIEWS_OF), num_thoughts: int | None = None) -
     return views
 
 
+def limit_rows(objective: Objective, room: int) -> None:
+    """Let larger micro-batches run out of memory, as on a device that others use too."""
+    nll = objective._nll
+
+    def limited(batch, keys_B, num_passes):
+        if len(batch.input_ids_BT) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return nll(batch, keys_B, num_passes)
+
+    objective._nll = limited
+
+
 def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, torch.Tensor]:
     """One update's gradients and its cost; with shards, also how much of the weights was gathered."""
     case = dict(case)
@@ -53,6 +66,7 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     feedback = build_feedback(
         case.pop("thought", "hidden[-1]"), model, parallel_iterations=case.pop("parallel_iterations", 0)
     )
+    room = case.pop("room", len(views))
     num_weights = sum(p.numel() for module in (model, feedback) for p in module.parameters())
     shards = Shards(model, feedback, peers_of(accelerator), sharding) if sharding != "none" else None
     objective = Objective(
@@ -66,6 +80,8 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
         shards=shards,
     )
     parameters = dict(model.named_parameters()) | {f"feedback.{name}": p for name, p in feedback.named_parameters()}
+    if peers_of(accelerator).rank == peers_of(accelerator).count - 1 and sharding == "none":
+        limit_rows(objective, room)
     torch.manual_seed(7)
     num_gathered = []
     gather = torch.distributed.all_gather_single
@@ -79,7 +95,9 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     torch.distributed.all_gather_single = gather
     found = {name: whole(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
     numbers = [cost.nll, cost.num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
-    numbers += [sum(num_gathered) / num_weights]
+    numbers += [sum(num_gathered) / num_weights, objective.micro_batch, objective.num_oom_retries]
+    # Every process must say the same.
+    assert len({str(one) for one in peers_of(accelerator).gather(numbers)}) == 1
     return found | {"cost": torch.tensor(numbers, dtype=torch.float64)}
 
 
