@@ -4,8 +4,7 @@ import copy
 import csv
 import dataclasses
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from coconut.config.params import load_params
 from coconut.config.schema import Entry, Params
 from coconut.data.views import MarkerIds
 from coconut.model.feedback import build_feedback
+from coconut.peers import Peers
 from coconut.pipeline.signals import stop_on_signals
 from coconut.training.loop import Trainer
 from coconut.training.objective import Cost, check_finite
@@ -339,28 +339,25 @@ def test_clipping_counts_and_scales_the_projections_gradients_too(params: Params
     assert norms == pytest.approx([limit] * 10, rel=1e-3)
 
 
-class TwoProcesses:
-    """An accelerator whose other process holds the same gradients and sums."""
+class TwoPeers(Peers):
+    """The first of two processes, of which the other one has the same rows."""
 
-    num_processes, process_index, is_main_process = 2, 0, True
-    device = torch.device("cpu")
+    def __init__(self) -> None:
+        super().__init__(rank=0, count=2)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def own(self, num_rows: int) -> range:
+        return range(num_rows)
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def reduce(self, tensor: Tensor, *, reduction: str) -> Tensor:
-        assert reduction == "sum"
-        return 2 * tensor
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
 
 
 def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_would_decay(params: Params) -> None:
     """A view without thoughts never reads the projection; in one process its weights stay as they are."""
     entry = make_entry(params, method="cot", latent_stage=0, weight_decay=0.5)
     trainer = make_trainer(params, entry, thought="projection")
-    trainer.objective.accelerator = TwoProcesses()  # type: ignore[assignment]
+    trainer.objective.peers = TwoPeers()
     before = weights(trainer)
     trainer.update([0, 1, 2, 3])
     for name, weight in weights(trainer).items():

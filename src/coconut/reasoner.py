@@ -102,8 +102,7 @@ class Reasoner:
         meta = meta or KNOWN.get(str(folder))
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
         if meta is None:
-            missing = [name for name, value in given.items() if value is None]
-            if missing:
+            if missing := [name for name, value in given.items() if value is None]:
                 raise ValueError(
                     f"{folder}: a plain model folder, without our coconut.json; give {', '.join(missing)} too"
                 )
@@ -111,8 +110,7 @@ class Reasoner:
             paper = LatentConfig(0, 0, True, False, uniform_prob=0.0, thought="hidden[-1]", parallel_iterations=0)
             meta = CheckpointMeta.of("coconut", max_latent_stage or 0, paper, prompt="plain")
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        iterations = meta.parallel_iterations
-        feedback = load_feedback(path, meta.thought, model, parallel_iterations=iterations)
+        feedback = load_feedback(path, meta.thought, model, parallel_iterations=meta.parallel_iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -286,8 +284,7 @@ class Reasoner:
         return latent_nll(self.model, self.feedback, batch)
 
     def _check_fits(self, place: str, num_tokens: int, plan: ViewPlan) -> None:
-        room = num_positions(self.model)
-        if num_tokens > room:
+        if num_tokens > (room := num_positions(self.model)):
             raise ValueError(
                 f"{place}: found {num_tokens} tokens, {plan.num_latents} of them thoughts and at least 1 the answer's,"
                 f" wanted at most {room}, the model's positions; shorten the text, or take fewer thoughts"
@@ -295,8 +292,7 @@ class Reasoner:
 
     def _warn_of_unknown_words(self, questions: Sequence[str], texts: Sequence[str]) -> None:
         for question, text, ids in zip(questions, texts, tokenize_texts(self.tokenizer, texts), strict=True):
-            word = find_unknown_word(self.tokenizer, ids, text)
-            if word is not None:
+            if (word := find_unknown_word(self.tokenizer, ids, text)) is not None:
                 logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from coconut.pipeline.dvc_file import Stage, read_pipeline
 from coconut.pipeline.repro_log import Outcome, ReproLog
 from coconut.pipeline.signals import die_with_parent
-from coconut.pipeline.status import parents_of, stage_rows
+from coconut.pipeline.status import parents_of, stage_rows, with_ancestors
 
 Hear = Callable[[str], None]
 _RETRY_S = 1.0
@@ -167,7 +167,7 @@ class Branches:
             ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a target is no stage.
         """
         stages = read_pipeline(self.root)
-        wanted = _with_ancestors(self.targets or list(stages), stages)
+        wanted = with_ancestors(self.targets or list(stages), stages)
         states = {row.stage: row.state for row in stage_rows(self.root)}
         plan = Plan(stages, [name for name in stages if name in wanted and states.get(name) != "done"])
         exit_code = self._run_branches(plan) if self.num_places > 1 else 0
@@ -288,20 +288,3 @@ class Branches:
         while (exit_code := self._hear_once(None)) is None:
             pass
         return exit_code
-
-
-def _with_ancestors(targets: Sequence[str], stages: Mapping[str, Stage]) -> set[str]:
-    """Return the targets and all that they need.
-
-    Raises:
-        ValueError: a target is no stage.
-    """
-    wanted: set[str] = set()
-    for target in targets:
-        names = [name for name in stages if name == target or name.partition("@")[0] == target]
-        if not names:
-            raise ValueError(f"{target}: no stage of dvc.yaml; there are {', '.join(stages)}")
-        wanted |= set(names)
-    while more := {name for one in wanted for name in parents_of(stages[one], stages)} - wanted:
-        wanted |= more
-    return wanted

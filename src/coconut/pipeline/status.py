@@ -5,7 +5,7 @@ locks, so that it works while `dvc repro` runs.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,6 +78,23 @@ def parents_of(stage: Stage, stages: Mapping[str, Stage]) -> set[str]:
     return {
         other.name for other in stages.values() for out in other.outs for dep in stage.deps if _overlap(out, dep)
     } - {stage.name}
+
+
+def with_ancestors(targets: Sequence[str], stages: Mapping[str, Stage]) -> set[str]:
+    """Return the targets and all that they need.
+
+    Raises:
+        ValueError: a target is no stage.
+    """
+    wanted: set[str] = set()
+    for target in targets:
+        names = [name for name in stages if name == target or name.partition("@")[0] == target]
+        if not names:
+            raise ValueError(f"{target}: no stage of dvc.yaml; there are {', '.join(stages)}")
+        wanted |= set(names)
+    while more := {name for one in wanted for name in parents_of(stages[one], stages)} - wanted:
+        wanted |= more
+    return wanted
 
 
 def _overlap(out: str, dep: str) -> bool:

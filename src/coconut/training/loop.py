@@ -187,7 +187,7 @@ class Trainer:
             cost = self.objective.accumulate(
                 views,
                 self.learner.parameters,
-                stops=self.outside.should_stop(),
+                stops=self.peers.count > 1 and self.outside.should_stop(),
                 saves=self.shards is not None and self.outside.is_save_due(),
             )
         except PeerLostError:
