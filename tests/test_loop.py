@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest

@@ -162,6 +162,7 @@ def test_a_vocabulary_of_words_does_not_grow_by_a_further_set_whose_unknown_rows
 # --- evaluation -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_set_is_scored_as_it_would_be_alone(project: Path) -> None:
     rows = sums(300)[90:120]
     write_params(project, {"data.tests.one": canonical(rows, project, "one")})
@@ -183,6 +184,7 @@ def test_every_set_is_scored_as_it_would_be_alone(project: Path) -> None:
     assert (project / "outputs/cot/predictions/test.jsonl").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_set_may_be_scored_apart_by_the_kind_of_its_questions(project: Path) -> None:
     rows = [row | {"kind": f"kind {n % 2}" if n < 8 else None} for n, row in enumerate(sums(200)[90:102])]
     (project / "data/raw/kinds.json").write_text(json.dumps(rows))
@@ -200,6 +202,7 @@ def test_a_set_may_be_scored_apart_by_the_kind_of_its_questions(project: Path) -
     assert "## Accuracy by kind of question\n" not in page
 
 
+@pytest.mark.slow
 def test_a_set_may_be_read_by_another_rule_than_the_checkpoints(project: Path) -> None:
     rows = sums(300)[90:102]
     write_params(project, {f"data.tests.{name}": canonical(rows, project, name) for name in ("one", "two")})
@@ -218,6 +221,7 @@ def test_a_set_may_be_read_by_another_rule_than_the_checkpoints(project: Path) -
     assert [line["answer"] for line in read["one"]] != [line["answer"] for line in read["two"]]
 
 
+@pytest.mark.slow
 def test_a_tolerance_of_the_evaluation_counts_near_numbers_as_right(project: Path) -> None:
     succeed(project, *STAGES)
     before = json.loads((project / "outputs/cot/metrics.json").read_text())
@@ -227,6 +231,7 @@ def test_a_tolerance_of_the_evaluation_counts_near_numbers_as_right(project: Pat
     assert before["accuracy"] < after["accuracy"] == 1 - after["no_answer_share"]
 
 
+@pytest.mark.slow
 def test_samples_of_every_set_are_measured_and_leave_the_greedy_answers_as_they_are(project: Path) -> None:
     write_params(project, {"data.tests.one": canonical(sums(300)[90:102], project, "one")})
     succeed(project, *STAGES)

@@ -255,6 +255,7 @@ def test_a_batch_leaves_nothing_behind(
     assert buffers_alive() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
 def test_a_pass_that_fails_leaves_nothing_behind(
     tiny_lm: PreTrainedModel,
