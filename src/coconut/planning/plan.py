@@ -1,10 +1,14 @@
 """`coconut plan`: which stages would run and why, their times on this machine, the hour of the end, memory and disk."""
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil  # type: ignore[import-untyped]
 
 from coconut.config.params import load_params
 from coconut.config.schema import Params
@@ -14,8 +18,10 @@ from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.forecast import Times, clock, hour, simulate, write_times
 from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.status import Row, stage_rows
-from coconut.planning.trial import EntryTimes, free_memory_mb, measure, start_s
 from coconut.report.tables import Table
+
+if TYPE_CHECKING:
+    from coconut.planning.trial import EntryTimes
 
 _DVC_S = 0.6
 """What DVC takes around a stage: it hashes what the stage read and wrote, and writes its record."""
@@ -60,7 +66,7 @@ def run(root: Path, *, jobs: int | None = None, measures: bool = True) -> int:
 _HEADERS = ("stage", "why", "rows", "updates", "ms/update", "time")
 
 
-def _line(row: Row, params: Params, times: Mapping[str, EntryTimes], seconds: Mapping[str, float]) -> list[str]:
+def _line(row: Row, params: Params, times: "Mapping[str, EntryTimes]", seconds: Mapping[str, float]) -> list[str]:
     kind, _, name = row.stage.partition("@")
     took = clock(seconds[row.stage]) if times else ""
     why = row.state if row.state == "failed" else row.detail or row.state
@@ -82,13 +88,15 @@ def _is_ready(rows: Sequence[Row]) -> bool:
     return not to_run & {"preprocess", "base", "encode"} and ENCODED_DIR.is_dir() and checkpoint_dir("base").is_dir()
 
 
-def _measure(params: Params, rows: Sequence[Row]) -> dict[str, EntryTimes]:
+def _measure(params: Params, rows: Sequence[Row]) -> "dict[str, EntryTimes]":
     names = dict.fromkeys(row.stage.partition("@")[2] for row in rows if "@" in row.stage)
     entries = [params.curriculum[name] for name in names if name in params.curriculum]
+    from coconut.planning.trial import measure  # Here, because importing torch takes seconds.
+
     return measure(params, entries, _say)
 
 
-def _seconds_by_stage(rows: Sequence[Row], times: Mapping[str, EntryTimes]) -> dict[str, float]:
+def _seconds_by_stage(rows: Sequence[Row], times: "Mapping[str, EntryTimes]") -> dict[str, float]:
     if not times:
         return dict.fromkeys((row.stage for row in rows), 0.0)
     starts = {kind: start_s(f"stages/{kind}.py") for kind in ("train", "evaluate", "probe")}
@@ -104,7 +112,7 @@ def _seconds_by_stage(rows: Sequence[Row], times: Mapping[str, EntryTimes]) -> d
     return seconds
 
 
-def _check_room(root: Path, rows: Sequence[Row], times: Mapping[str, EntryTimes], jobs: int) -> int:
+def _check_room(root: Path, rows: Sequence[Row], times: "Mapping[str, EntryTimes]", jobs: int) -> int:
     """Say what the stages need of memory and disk, and whether it is there."""
     peak_mb = max(found.peak_mb for found in times.values()) * jobs
     memory_mb = free_memory_mb()
@@ -131,3 +139,20 @@ def _say(line: str) -> None:
 
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+
+
+def start_s(script: str) -> float:
+    """Return what a stage's process takes until its work begins: the imports, for the most part."""
+    start = time.monotonic()
+    subprocess.run(
+        [sys.executable, script, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
+    return time.monotonic() - start
+
+
+def free_memory_mb() -> float:
+    """Return the memory that is free for the stages; on a GPU, the GPU's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0]) / 1e6
+    return float(psutil.virtual_memory().available) / 1e6

@@ -5,13 +5,9 @@ would say does, so it is made to say as many tokens as the gold text has.
 """
 
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import psutil  # type: ignore[import-untyped]
 
 from coconut.config.schema import BASE, Entry, Params
 from coconut.data.curriculum import plan_view
@@ -150,20 +146,3 @@ def _probing_s(evaluator: Evaluator, params: Params, entry: Entry) -> float:
     (few, little), (many, long) = points
     slope = max(0.0, (long - little) / (many - few)) if many > few else 0.0
     return long + slope * max(0, params.probe.questions - many)
-
-
-def start_s(script: str) -> float:
-    """Return what a stage's process takes until its work begins: the imports, for the most part."""
-    start = time.monotonic()
-    subprocess.run(
-        [sys.executable, script, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-    )
-    return time.monotonic() - start
-
-
-def free_memory_mb() -> float:
-    """Return the memory that is free for the stages; on a GPU, the GPU's."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0]) / 1e6
-    return float(psutil.virtual_memory().available) / 1e6

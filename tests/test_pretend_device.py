@@ -1,0 +1,68 @@
+"""The whole path on a device that is not the CPU, for machines without a GPU; its limits stand in `pretend_device.py`."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from project import ROOT, environment
+
+pytestmark = pytest.mark.slow
+
+
+def run_case(name: str) -> dict[str, Any]:
+    """Run it in a process of its own: the device changes torch for good."""
+    paths = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    command = [sys.executable, "tests/pretend_cases.py", name]
+    done = subprocess.run(command, cwd=ROOT, env=environment(ROOT) | paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_every_update_is_that_of_the_cpu() -> None:
+    found = run_case("updates")
+    assert len(found) >= 40
+    assert {case: error for case, error in found.items() if not error < 1e-6} == {}
+
+
+def test_in_bf16_only_rounding_differs() -> None:
+    found = run_case("bf16")
+    assert {case: error for case, error in found.items() if not error < 2e-2} == {}
+    assert max(found.values()) > 1e-4, "bf16 is on: it rounds in other places than the CPU's"
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_bytes() -> None:
+    found = run_case("training")
+    assert found["equal bytes"]
+    assert found["equal history"]
+    assert found["devices"] == ["pretend"], "weights and moments are on the device again"
+    assert found["best is on"] == ["cpu"], "the best epoch's copy takes none of its memory"
+    assert "loss nan, gradient norm nan, wanted finite numbers" in found["not finite"]
+
+
+def test_out_of_memory_is_known_by_each_of_cudas_texts() -> None:
+    found = run_case("memory")
+    assert len(found) == 4
+    assert max(found.values()) < 1e-6, "the same gradient, in smaller pieces"
+
+
+def test_texts_and_samples_are_those_of_the_cpu() -> None:
+    found = run_case("generation")
+    assert [case for case, is_equal in found.items() if not is_equal] == []
+
+
+def test_six_faults_that_a_cpu_hides_are_caught() -> None:
+    assert run_case("faults") == dict.fromkeys(
+        (
+            "a batch that stays on the host",
+            "a part of it that does",
+            "a thought from the host",
+            "a thought without gradient",
+            "positions of other columns",
+            "moments that stay on the host",
+        ),
+        True,
+    )
