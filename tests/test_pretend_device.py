@@ -1,4 +1,4 @@
-"""The whole path on a device that is not the CPU, for machines without a GPU; its limits stand in `pretend_device.py`."""
+"""The whole path on a device that is not the CPU, without a GPU; its limits stand in `pretend_device.py`."""
 
 import json
 import subprocess
