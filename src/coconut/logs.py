@@ -22,10 +22,10 @@ def log_sinks(name: str) -> Iterator[None]:
     Of several processes that share a stage, the first one speaks for all, and each has a file of its own.
     """
     logger.remove()
-    if _rank() == 0:
+    if rank() == 0:
         logger.add(_write_to_terminal, format=_LINE, level="INFO", colorize=False)
     # diagnose=False: values of variables may hold data, and do not belong into a log.
-    suffix = f".process-{_rank()}" if _rank() else ""
+    suffix = f".process-{rank()}" if rank() else ""
     sink = _LogFile(LOG_DIR / f"{name.replace('@', '-')}{suffix}.log")
     logger.add(sink.write, format=_DATED_LINE, level="DEBUG", diagnose=False)
     yield
@@ -62,9 +62,9 @@ def _write_to_terminal(line: str) -> None:
 
 def shows_progress() -> bool:
     """Say whether somebody watches: a terminal gets a bar, anything else one log line per interval."""
-    return _rank() == 0 and sys.stderr.isatty()
+    return rank() == 0 and sys.stderr.isatty()
 
 
-def _rank() -> int:
+def rank() -> int:
     """Return the number of this process among those that share its stage."""
     return int(os.environ.get("RANK", "0"))

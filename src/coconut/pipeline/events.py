@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from coconut.layout import LOG_DIR
+from coconut.logs import rank
 from coconut.pipeline.signals import AGENT, is_worker
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Run:
 @contextmanager
 def recording(stage: str) -> Iterator[None]:
     """Write the events of this process down; with several processes on one stage, those of the first one."""
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         yield
         return
     path = events_path(stage)

@@ -15,7 +15,7 @@ from coconut.pipeline.branches import Plan
 from coconut.pipeline.dvc_file import Stage, read_pipeline
 from coconut.pipeline.events import last_run
 from coconut.pipeline.progress import newest_progress
-from coconut.pipeline.status import Row, render, stage_rows
+from coconut.pipeline.status import Row, clock, render, stage_rows
 
 _FILE = LOG_DIR / "plan.json"
 
@@ -108,11 +108,6 @@ def read_times(root: Path) -> Times | None:
         return None
     is_sound = times.jobs > 0 and 0 < times.measured_at < 1e12 and all(0 <= one < 1e9 for one in seconds.values())
     return times if is_sound else None
-
-
-def clock(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def hour(seconds_from_now: float) -> str:

@@ -147,13 +147,14 @@ def _describe(progress: Progress) -> str:
     update, num_updates = progress.update, progress.num_updates
     parts = [f"update {update} of {num_updates} ({update / max(1, num_updates):.0%})", f"loss {progress.loss:.4f}"]
     if progress.eta_s is not None and is_alive(progress.pid, wrote_at=progress.time):
-        parts.append(f"{_clock(progress.eta_s)} left")
+        parts.append(f"{clock(progress.eta_s)} left")
     if progress.resumed_from is not None:
         parts.append(f"resumed at update {progress.resumed_from}")
-    return ", ".join([*parts, f"{_clock(time.time() - progress.time)} ago"])
+    return ", ".join([*parts, f"{clock(time.time() - progress.time)} ago"])
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 

@@ -15,9 +15,9 @@ from coconut.config.schema import Params
 from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
 from coconut.pipeline.dvc_file import read_pipeline
-from coconut.pipeline.forecast import Times, clock, hour, simulate, write_times
+from coconut.pipeline.forecast import Times, hour, simulate, write_times
 from coconut.pipeline.repro import fitting_jobs
-from coconut.pipeline.status import Row, stage_rows
+from coconut.pipeline.status import Row, clock, stage_rows
 from coconut.report.tables import Table
 
 if TYPE_CHECKING:

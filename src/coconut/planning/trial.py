@@ -20,6 +20,7 @@ from coconut.probing.entry import probe
 from coconut.probing.subject import Subject
 from coconut.training.loop import Trainer
 from coconut.training.rows import epoch_order, split_updates
+from coconut.training.schedule import Schedule
 from coconut.training.setup import set_up
 
 _ENOUGH_S = 2.0
@@ -35,6 +36,8 @@ class EntryTimes:
 
     num_updates: int
     seconds_per_update: float
+    validation: float
+    """Of one, after an epoch."""
     training: float
     """Validations included."""
     evaluation: float
@@ -55,21 +58,24 @@ def measure(params: Params, entries: Sequence[Entry], say: Callable[[str], None]
     for entry in entries:
         kind = str(replace(entry, name="", parent="", epochs=1, lr=0.0, min_accuracy=None, max_updates=None,
                            train=replace(entry.train, schedule="constant", select="last")))  # fmt: skip
-        alike = known.get(kind)
-        if alike is None:
+        if kind not in known:
             say(f"measuring {entry.name}: {entry.method}, stage {entry.latent_stage}")
-        found[entry.name] = known[kind] = _measure(params, entry, alike)
+            known[kind] = _measure(params, entry)
+        found[entry.name] = _for_entry(known[kind], entry)
     return found
 
 
-def _measure(params: Params, entry: Entry, alike: EntryTimes | None) -> EntryTimes:
+def _for_entry(alike: EntryTimes, entry: Entry) -> EntryTimes:
+    """Return the times of an entry that is like a measured one but for its length."""
+    schedule = Schedule(entry, len(load_encoded(ENCODED_DIR, "train")))
+    training = schedule.num_updates * alike.seconds_per_update + (1 + schedule.num_epochs) * alike.validation
+    return replace(alike, num_updates=schedule.num_updates, training=training)
+
+
+def _measure(params: Params, entry: Entry) -> EntryTimes:
+    """Measure what is the same for all entries of a kind; `_for_entry` adds the length."""
     # Whatever parent it has: the untouched model is there before any training is.
     trainer, _ = set_up(params, replace(entry, parent=BASE))
-    num_updates, num_epochs = trainer.schedule.num_updates, trainer.schedule.num_epochs
-    if alike is not None:
-        validation = (alike.training - alike.num_updates * alike.seconds_per_update) / (1 + _epochs_of(alike, trainer))
-        training = num_updates * alike.seconds_per_update + (1 + num_epochs) * validation
-        return replace(alike, num_updates=num_updates, training=training)
     seconds = _seconds_per_update(trainer)
     evaluator = _evaluator(trainer, params)
     sizes = [len(read_examples(EXAMPLES_DIR / f"{name}.jsonl")) for name in (*find_test_sets(), "valid")]
@@ -78,18 +84,15 @@ def _measure(params: Params, entry: Entry, alike: EntryTimes | None) -> EntryTim
     num_validated = min(sizes[-1], entry.train.validate_examples or sizes[-1])
     with_samples = 1 + params.evaluate.samples * (num_scored - sizes[-1]) / max(1, num_scored)
     return EntryTimes(
-        num_updates=num_updates,
+        num_updates=0,
         seconds_per_update=seconds,
-        training=num_updates * seconds + (1 + num_epochs) * num_validated * per_row,
+        validation=num_validated * per_row,
+        training=0.0,
         evaluation=num_scored * per_row * with_samples,
         probing=_probing_s(evaluator, params, entry),
         num_bytes=sum(p.numel() * p.element_size() for p in trainer.learner.parameters.values()),
         peak_mb=peak_memory_mb(),
     )
-
-
-def _epochs_of(alike: EntryTimes, trainer: Trainer) -> int:
-    return -(-alike.num_updates // trainer.schedule.updates_per_epoch)
 
 
 def _seconds_per_update(trainer: Trainer) -> float:
