@@ -68,7 +68,7 @@ def plain(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[T
         use_cache=False,
     )
     passes = PlainPasses(model, batch, replace(options, fast=False))
-    return supervised_nll(passes, output.last_hidden_state, batch.labels_BT)
+    return supervised_nll(passes, output.last_hidden_state, batch)
 
 
 def with_thoughts(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
@@ -83,7 +83,8 @@ def checkpointed(model: PreTrainedModel, batch: Batch, options: PassOptions) -> 
 
 def without_thoughts(model: PreTrainedModel, batch: Batch, options: PassOptions) -> tuple[Tensor, int]:
     """A stricter baseline: the same batch as ordinary tokens, with every part of the fast path."""
-    batch = batch._replace(is_latent_BT=torch.zeros_like(batch.is_latent_BT))
+    device, host = batch.input_ids_BT.device, batch.host
+    batch = host._replace(is_latent_BT=torch.zeros_like(host.is_latent_BT)).to(device)
     return latent_nll(model, Feedback(), batch, options)
 
 

@@ -1,19 +1,22 @@
 """Run by tests in a process of its own, which has the device `pretend:0`: what differs from the CPU, as JSON.
 
-python tests/pretend_cases.py updates | training | memory | generation | faults
+python tests/pretend_cases.py updates | bf16 | training | memory | generation | faults | waiting | launches
 """
 
 import copy
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import pretend_device
 from coconut.config.params import load_params
@@ -117,9 +120,11 @@ class HostKeeper(Keeper):
         )
 
 
-def make_trainer(device: str, accuracies: Sequence[float] = (0.1, 0.7, 0.3)) -> Trainer:
+def make_trainer(
+    device: str, accuracies: Sequence[float] = (0.1, 0.7, 0.3), *, family: str = "gpt2", is_bf16: bool = False
+) -> Trainer:
     params = load_params(SHIPPED)
-    model = build_family("gpt2", 64).eval().to(device)
+    model = build_family(family, 64).eval().to(device)
     return Trainer(
         entry=make_entry(params, select="best"),
         model=model,
@@ -129,7 +134,7 @@ def make_trainer(device: str, accuracies: Sequence[float] = (0.1, 0.7, 0.3)) -> 
         pad_id=0,
         seed=0,
         runtime=params.runtime,
-        accelerator=Device(device),  # type: ignore[arg-type]
+        accelerator=Device(device, is_bf16=is_bf16),  # type: ignore[arg-type]
         validation=FakeValidation([*accuracies, *[0.5] * 99]),
     )
 
@@ -169,6 +174,83 @@ def training() -> dict[str, Any]:
         "best is on": sorted(best | other_best),
         "not finite": message,
     }
+
+
+def waiting() -> dict[str, Any]:
+    """Count what CUDA would wait for: in an update, cut into pieces too, and for each further generated token."""
+    found: dict[str, Any] = {}
+    for family, way, micro_batch, is_bf16 in (
+        *(("gpt2", way, 99, False) for way in ("store", "checkpoints")),
+        ("llama", "store", 99, True),
+        ("qwen2", "checkpoints", 2, True),
+        ("mistral", "store", 2, False),
+        ("gpt2", "store", 1, True),
+    ):
+        trainer = make_trainer(PRETEND, family=family, is_bf16=is_bf16)
+        trainer.model.train()
+        trainer.objective.options, trainer.objective.micro_batch = WAYS[way], micro_batch
+        trainer.update([0, 1, 2], [3, 4, 5])  # The first one makes the moments.
+        with pretend_device.counting() as counts:
+            trainer.update([3, 4, 5], [6, 7])
+        found[f"update: {family}, {way}, micro-batches of {micro_batch}, {is_bf16=}"] = waits_of(counts)
+    for rounds in (0, 2):
+        model = build_family("gpt2", 64).eval().to(PRETEND)
+        feedback = build_feedback("hidden[-1]", model, parallel_iterations=rounds)
+        batch = collate([prompt_of(view) for view in make_views(num_thoughts=3)], pad_id=0).to(PRETEND)
+        options, seen = WAYS["fast" if rounds else "store"], []
+        for max_new_tokens in (2, 7):
+            with pretend_device.counting() as counts:
+                generate(model, feedback, batch, eos_ids=[], max_new_tokens=max_new_tokens, options=options)
+            seen.append(counts["synchronisations"])
+        found[f"generation: {rounds=}"] = {"first two tokens": seen[0], "five more": seen[1] - seen[0]}
+    return found
+
+
+def waits_of(counts: Counter[str]) -> dict[str, int]:
+    return {name: number for name, number in counts.items() if name.startswith("waits")}
+
+
+def launches() -> dict[str, dict[str, float]]:
+    """Count operations on the device for one more thought and one more token, per layer of the model."""
+    return {
+        f"{family}, {'bf16' if is_bf16 else 'fp32'}": {
+            "thought": more(partial(think, family, is_bf16), 2),
+            "token": more(partial(speak, family, is_bf16), 3),
+        }
+        for family in ("gpt2", "qwen2")
+        for is_bf16 in (False, True)
+    }
+
+
+def more(count: Callable[[int, int], int], number: int) -> float:
+    """Return what one thought, or token, more costs in a layer: that of four layers less that of two, halved."""
+    two, four = (count(num_layers, number + 1) - count(num_layers, number) for num_layers in (2, 4))
+    return (four - two) / 2
+
+
+def deep(family: str, num_layers: int) -> PreTrainedModel:
+    kinds = {"layer_types": ["full_attention"] * num_layers} if family == "qwen2" else {}
+    return build_family(family, 256, num_hidden_layers=num_layers, **kinds)
+
+
+def think(family: str, is_bf16: bool, num_layers: int, num_thoughts: int) -> int:
+    """Count the operations of an update with these thoughts."""
+    model = deep(family, num_layers).to(PRETEND)
+    device, feedback = Device(PRETEND, is_bf16=is_bf16), build_feedback("hidden[-1]", model)
+    one = Objective(model, feedback, device, 0, 99)  # type: ignore[arg-type]
+    with pretend_device.counting() as counts:
+        one.accumulate(make_views(num_thoughts=num_thoughts), dict(model.named_parameters()))
+    return counts["operations"]
+
+
+def speak(family: str, is_bf16: bool, num_layers: int, num_tokens: int) -> int:
+    """Count the operations of generating these tokens."""
+    model = deep(family, num_layers).eval().to(PRETEND)
+    batch = collate([prompt_of(view) for view in make_views(num_thoughts=2)], pad_id=0).to(PRETEND)
+    feedback = build_feedback("hidden[-1]", model)
+    with pretend_device.counting() as counts, Device(PRETEND, is_bf16=is_bf16).autocast():
+        generate(model, feedback, batch, eos_ids=[], max_new_tokens=num_tokens)
+    return counts["operations"]
 
 
 TEXTS = (
@@ -289,5 +371,5 @@ def faults() -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    cases = {one.__name__: one for one in (updates, bf16, training, memory, generation, faults)}
+    cases = {one.__name__: one for one in (updates, bf16, training, memory, generation, faults, waiting, launches)}
     sys.stdout.write(json.dumps(cases[sys.argv[1]]()) + "\n")

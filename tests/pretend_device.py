@@ -9,7 +9,9 @@ and their rounding; memory that runs out; random numbers, which are the CPU's; d
 """
 
 import ctypes
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +73,41 @@ def _from_cpu(value: Any) -> Any:
     return _relabel(value, _EXTENSION) if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
 
+# --- what is counted ------------------------------------------------------------------------
+
+_counts: list[Counter[str]] = []
+_FREE = ("empty", "set_", "resize_", "detach", "_reshape_alias", "lift_fresh")
+"""Beginnings of the names of operations that launch nothing on CUDA; views do not either."""
+_ASKS = ("_local_scalar_dense", "nonzero", "_unique", "unique", "masked_select", "equal", "is_nonzero")
+"""Beginnings of the names of operations whose result, or its size, the host must know before it goes on."""
+
+
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count operations, and synchronisations: what CUDA would let the host wait for; each also by its name."""
+    _counts.append(Counter())
+    try:
+        yield _counts[-1]
+    finally:
+        _counts.pop()
+
+
+def _count(op: Any, name: str, args: Any) -> None:
+    if not _counts:
+        return
+    waits = name.startswith(_ASKS)
+    if name == "_copy_from":
+        # From the device to the host always; the other way only if the caller did not say that it need not wait.
+        waits = not _is_here(args[1]) or (not _is_here(args[0]) and not (len(args) > 2 and args[2]))
+    if name.rstrip("_") in _TAKES_CPU_INDICES:
+        indices = [index for index in args[1] if isinstance(index, Tensor)]
+        waits = any(index.dtype == torch.bool or not _is_here(index) for index in indices)
+    if not op.is_view and not name.startswith(_FREE):
+        _counts[-1].update(("operations", name))
+    if waits:
+        _counts[-1].update(("synchronisations", f"waits in {name}"))
+
+
 # --- operations -----------------------------------------------------------------------------
 
 
@@ -79,6 +116,7 @@ def _run_on_cpu(op: Any, *args: Any, **kwargs: Any) -> Any:
     name = op._schema.name.removeprefix("aten::")
     if not op._schema.name.startswith("aten::") or "mkldnn" in name or name.endswith("_for_cpu"):
         raise NotImplementedError(f"Could not run '{op._schema.name}' on '{NAME}': it is the CPU's own")
+    _count(op, name, args)
     if name in ("_copy_from", "_copy_from_and_resize"):
         _to_cpu(args[1]).copy_(_to_cpu(args[0]))
         return args[1]
@@ -141,6 +179,8 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         ctx.save_for_backward(*inputs[:4])
         ctx.rest = inputs[4:]
+        if _counts:
+            _counts[-1].update(("operations", "attention"))
         if any(tensor is not None and not _is_here(tensor) for tensor in inputs[:4]):
             raise RuntimeError("Expected all tensors to be on the same device: scaled_dot_product_attention")
         given = (None if tensor is None else _to_cpu(tensor.detach()) for tensor in inputs[:4])
@@ -153,6 +193,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if _counts:
+            _counts[-1].update(("operations", "attention backward"))
         *inputs, mask = ctx.saved_tensors
         with torch.enable_grad():
             inputs = [_to_cpu(tensor.detach()).requires_grad_() for tensor in inputs]

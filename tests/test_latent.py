@@ -82,8 +82,8 @@ def test_cached_forward_equals_full_recomputation(
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: str, options: PassOptions) -> None:
     views = make_views((2, 3, 0), seed=3)
-    alone = [collate([view], pad_id=0) for view in views]
-    width = max(batch.input_ids_BT.shape[1] for batch in alone)
+    alone = [collate([view], pad_id=0)[:5] for view in views]
+    width = max(batch[0].shape[1] for batch in alone)
 
     def pad(row: torch.Tensor, value: int) -> torch.Tensor:
         filler = row.new_full((1, width - row.shape[1]), value)
@@ -195,7 +195,9 @@ def test_the_chunked_loss_equals_the_whole(tiny_lm: PreTrainedModel, max_logits:
 def test_a_batch_without_supervised_columns_has_loss_0(tiny_gpt2: PreTrainedModel, options: PassOptions) -> None:
     batch = collate(make_views((1,)), pad_id=0)
     passes = open_passes(tiny_gpt2, batch, Feedback(), options)
-    nll, num_tokens = supervised_nll(passes, torch.zeros(1, 3, 32), torch.full((1, 3), IGNORED))
+    nll, num_tokens = supervised_nll(
+        passes, torch.zeros(1, 3, 32), batch._replace(labels_BT=torch.full((1, 3), IGNORED))
+    )
     assert (float(nll), num_tokens) == (0.0, 0)
 
 

@@ -366,7 +366,7 @@ def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_
 
 
 def test_finite_numbers_pass() -> None:
-    check_finite(Cost(1.0, 1, 1, 0, 0), 2.0, place="curriculum.cot")
+    check_finite(Cost(1.0, 1, 1, 0, 0, grad_norm=2.0), place="curriculum.cot")
 
 
 def test_an_epoch_shows_every_row_once_in_an_order_of_its_own() -> None:

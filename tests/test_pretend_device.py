@@ -54,6 +54,33 @@ def test_texts_and_samples_are_those_of_the_cpu() -> None:
     assert [case for case, is_equal in found.items() if not is_equal] == []
 
 
+def test_an_update_waits_for_the_device_once_and_a_token_once() -> None:
+    """Once for loss and norm together, however it is cut; transformers' own masks ask more on the plain way."""
+    found = run_case("waiting")
+    updates = {case: waits for case, waits in found.items() if case.startswith("update")}
+    assert len(updates) == 6
+    assert {case: waits for case, waits in updates.items() if sum(waits.values()) != 1} == {}
+    assert found["generation: rounds=0"] == {"first two tokens": 2, "five more": 5}
+
+
+BUDGET = {
+    "gpt2, fp32": (43, 18),
+    "gpt2, bf16": (54, 23),
+    "qwen2, fp32": (126, 39),
+    "qwen2, bf16": (159, 49),
+}
+"""Operations of one layer: of one more thought, forward and backward, and of one more token."""
+
+
+def test_a_thought_and_a_token_stay_within_their_operations() -> None:
+    """Where an accelerator is bound by launches they are what thoughts cost; lower a number that you improve."""
+    found = run_case("launches")
+    assert found.keys() == BUDGET.keys()
+    for case, (thought, token) in BUDGET.items():
+        assert 0 < found[case]["thought"] <= thought, (case, found[case])
+        assert 0 < found[case]["token"] <= token, (case, found[case])
+
+
 def test_six_faults_that_a_cpu_hides_are_caught() -> None:
     assert run_case("faults") == dict.fromkeys(
         (

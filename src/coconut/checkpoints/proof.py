@@ -104,17 +104,17 @@ class Proof:
     @torch.no_grad()
     def _decode(self, options: PassOptions) -> Tensor:
         """Return the logits that each token of the staying rows gives, rows x tokens x V."""
-        batch, staying = self._collate(self.prompts), torch.tensor(_STAYING, device=self.model.device)
+        batch, device = self._collate(self.prompts), self.model.device
         logits_parts = []
         with closing(
             open_passes(self.model, batch, self.feedback, options, num_further_columns=self.num_decoded)
         ) as passes:
             read_columns(passes, self.feedback, batch)
-            passes.select(staying)
+            passes.select(torch.tensor(_STAYING))
             for number in range(self.num_decoded):
                 places = [(row, len(self.prompts[row].input_ids) + number) for row in _STAYING]
-                ids_B1 = torch.tensor([[self.views[row].input_ids[place]] for row, place in places]).to(staying.device)
-                positions_B1 = torch.tensor([[place] for _, place in places], device=staying.device)
+                ids_B1 = torch.tensor([[self.views[row].input_ids[place]] for row, place in places]).to(device)
+                positions_B1 = torch.tensor([[place] for _, place in places], device=device)
                 logits_parts.append(passes.logits(passes.read(passes.embed(ids_B1), positions_B1).last_hidden_state))
         return torch.cat(logits_parts, dim=1).float()
 

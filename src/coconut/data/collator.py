@@ -22,9 +22,25 @@ class Batch(NamedTuple):
     is_latent_BT: Tensor
     """True in columns whose input embedding is a fed-back vector."""
     labels_BT: Tensor
+    original: "Batch | None" = None
+    """Of a copy on an accelerator: what it was copied from."""
+
+    @property
+    def host(self) -> "Batch":
+        """The same tensors on the CPU; what is read from them waits for no accelerator."""
+        return self.original or self
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        """Return a copy on an accelerator, made in one piece and without waiting for it; for the CPU, `host`."""
+        device = torch.device(device)
+        if device.type == "cpu":
+            return self.host
+        ids, mask, positions, is_latent, labels, _ = self.host
+        together = torch.stack([ids, mask, positions, is_latent.long(), labels])
+        if device.type == "cuda":
+            together = together.pin_memory()  # From other memory the copy would begin with a copy.
+        ids, mask, positions, is_latent, labels = together.to(device, non_blocking=True).unbind()
+        return Batch(ids, mask, positions, is_latent.bool(), labels, original=self.host)
 
     @property
     def num_columns(self) -> int:

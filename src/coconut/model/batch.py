@@ -11,6 +11,10 @@ class Batch(Protocol):
     """Tensors of one shape, B x T; `coconut.data.collator.Batch` is one."""
 
     @property
+    def host(self) -> "Batch":
+        """The same on the CPU. Decisions are read there: to ask an accelerator is to wait for all its work."""
+
+    @property
     def input_ids_BT(self) -> Tensor: ...
 
     @property
@@ -28,3 +32,9 @@ class Batch(Protocol):
     @property
     def labels_BT(self) -> Tensor:
         """Ids of the supervised tokens; `latent.IGNORED` elsewhere."""
+
+
+def latent_columns(batch: Batch) -> list[int]:
+    """List the columns that are latent in any row."""
+    columns: list[int] = batch.host.is_latent_BT.any(dim=0).nonzero().flatten().tolist()
+    return columns

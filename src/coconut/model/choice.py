@@ -1,5 +1,7 @@
 """Which way a batch is read: the fast path where it is allowed and gains, the plain one elsewhere."""
 
+from dataclasses import replace
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -41,10 +43,11 @@ def open_passes(
         num_further_columns: room for tokens that are decoded after the batch.
         keys_B: of the rows' dropout; see `model/dropout.py`.
     """
+    options = replace(options, thresholds=options.thresholds.on(batch.input_ids_BT.device.type))
     num_columns = batch.input_ids_BT.shape[1] + num_further_columns
     kind: type[PlainPasses] = PlainPasses
     if options.fast and noted_passes(model).startswith("fast"):
-        reads_once = not feedback.parallel_iterations or not bool(batch.is_latent_BT.any())
+        reads_once = not feedback.parallel_iterations or not bool(batch.host.is_latent_BT.any())
         kind = StorePasses if reads_once and can_store(model, num_columns, options) else LayerPasses
     return kind(
         model,

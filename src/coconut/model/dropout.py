@@ -54,7 +54,7 @@ class RowDropout:
 
     def __init__(self, model: nn.Module, keys_B: Tensor, position_ids_BT: Tensor) -> None:
         self.places = {module: number for number, module in enumerate(model.modules())}
-        keys_B1 = keys_B.to(position_ids_BT.device)[:, None]
+        keys_B1 = keys_B.to(position_ids_BT.device, non_blocking=True)[:, None]
         self.keys_BT = hash_numbers(hash_numbers(keys_B1) + position_ids_BT * GOLDEN)
 
     @contextmanager

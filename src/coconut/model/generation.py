@@ -59,7 +59,7 @@ def generate(
     """
     num_rows = len(batch.input_ids_BT)
     limits = [max_new_tokens] * num_rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    assert bool(batch.attention_mask_BT[:, -1].all()), "prompts must be padded on the left"
+    assert bool(batch.host.attention_mask_BT[:, -1].all()), "prompts must be padded on the left"
     num_further = max(0, max(limits, default=0) - 1)
     with closing(
         open_passes(model, batch, feedback, options or PassOptions(), num_further_columns=num_further)
@@ -142,10 +142,10 @@ class Running:
 
     def select(self, places: list[int]) -> None:
         """Keep only these rows."""
-        index = torch.tensor(places, device=self.positions_B.device)
+        index = torch.tensor(places)
         self.rows = [self.rows[place] for place in places]
         self.passes.select(index)
-        self.positions_B = self.positions_B[index]
+        self.positions_B = self.positions_B[index.to(self.positions_B.device, non_blocking=True)]
 
     def advance(self, ids_B: Tensor) -> None:
         """Read one more token in every row."""

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from coconut.model.batch import Batch
+from coconut.model.batch import Batch, latent_columns
 from coconut.model.choice import open_passes
 from coconut.model.feedback import Feedback
 from coconut.model.parallel import read_in_parallel
@@ -43,16 +43,16 @@ def read_columns(passes: PlainPasses, feedback: Feedback, batch: Batch) -> Tenso
     Raises:
         ValueError: if a row has a latent in column 0, which nothing could feed.
     """
-    latent_columns = batch.is_latent_BT.any(dim=0).nonzero().flatten().tolist()
-    if latent_columns and latent_columns[0] == 0:
+    thinking = latent_columns(batch)
+    if thinking and thinking[0] == 0:
         raise ValueError("a latent stands in column 0, where no column before it can feed it; give it a question")
     embeds_BTD = passes.embed(batch.input_ids_BT)
-    if latent_columns and feedback.parallel_iterations:
-        return read_in_parallel(passes, feedback, embeds_BTD=embeds_BTD, is_latent_BT=batch.is_latent_BT)
+    if thinking and feedback.parallel_iterations:
+        return read_in_parallel(passes, feedback, batch, embeds_BTD)
     hidden_parts: list[Tensor] = []
     thought_BD: Tensor | None = None
     num_columns = embeds_BTD.shape[1]
-    for start, stop in pairwise([0, *cut(latent_columns, num_columns, passes.options.num_passes), num_columns]):
+    for start, stop in pairwise([0, *cut(thinking, num_columns, passes.options.num_passes), num_columns]):
         embeds_BSD = embeds_BTD[:, start:stop]
         if thought_BD is not None:
             embeds_BSD = _put_first(embeds_BSD, thought_BD, where_B=batch.is_latent_BT[:, start])
@@ -68,7 +68,7 @@ def _put_first(embeds_BSD: Tensor, thought_BD: Tensor, *, where_B: Tensor) -> Te
     return torch.cat([first_BD[:, None], embeds_BSD[:, 1:]], dim=1)
 
 
-def supervised_nll(passes: PlainPasses, hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, int]:
+def supervised_nll(passes: PlainPasses, hidden_BTD: Tensor, batch: Batch) -> tuple[Tensor, int]:
     """Sum the next-token loss over supervised columns; the head sees no other column.
 
     A sum and a count, not a mean: micro-batches hold different numbers of supervised tokens, so the caller divides
@@ -79,9 +79,12 @@ def supervised_nll(passes: PlainPasses, hidden_BTD: Tensor, labels_BT: Tensor) -
 
     Source: Hao et al. 2024 (arXiv:2412.06769), section 3: no loss on question or thoughts.
     """
-    targets_BT = labels_BT[:, 1:]
-    is_supervised_BT = targets_BT != IGNORED
-    hidden_ND, targets_N = hidden_BTD[:, :-1][is_supervised_BT], targets_BT[is_supervised_BT]
+    labels_BT = batch.host.labels_BT
+    # A column predicts the next one's token. Places are found on the CPU, so that no accelerator is waited for.
+    is_supervised_BT = functional.pad(labels_BT[:, 1:] != IGNORED, (0, 1))
+    places_N = is_supervised_BT.flatten().nonzero().flatten().to(hidden_BTD.device, non_blocking=True)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, places_N)
+    targets_N = batch.labels_BT.flatten().index_select(0, places_N + 1)
     chunk_size = max(1, passes.options.max_logits // passes.model.config.get_text_config().vocab_size)
     nll = hidden_BTD.new_zeros((), dtype=torch.float32)
     for chunk in zip(hidden_ND.split(chunk_size), targets_N.split(chunk_size), strict=True):
@@ -112,4 +115,4 @@ def latent_nll(
     """
     with closing(open_passes(model, batch, feedback, options or PassOptions(), keys_B=keys_B)) as passes:
         hidden_BTD = read_columns(passes, feedback, batch)
-        return supervised_nll(passes, hidden_BTD, batch.labels_BT)
+        return supervised_nll(passes, hidden_BTD, batch)

@@ -19,11 +19,12 @@ Legend: B rows, T columns, S columns of one pass, D hidden.
 import torch
 from torch import Tensor
 
+from coconut.model.batch import Batch, latent_columns
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PlainPasses
 
 
-def read_in_parallel(passes: PlainPasses, feedback: Feedback, *, embeds_BTD: Tensor, is_latent_BT: Tensor) -> Tensor:
+def read_in_parallel(passes: PlainPasses, feedback: Feedback, batch: Batch, embeds_BTD: Tensor) -> Tensor:
     """Read all columns, with `feedback.parallel_iterations` rounds over the span of the latent ones.
 
     Rows need not be aligned; a column of the span that is no latent in some row keeps its own embedding there.
@@ -35,10 +36,10 @@ def read_in_parallel(passes: PlainPasses, feedback: Feedback, *, embeds_BTD: Ten
     Returns:
         Hidden states of all columns after the final norm, B x T x D.
     """
-    latent_columns = is_latent_BT.any(dim=0).nonzero().flatten().tolist()
-    first, last = latent_columns[0], latent_columns[-1]
-    num_rounds = min(feedback.parallel_iterations, int(is_latent_BT.sum(dim=1).max()))
-    is_latent_BS1 = is_latent_BT[:, first : last + 1, None]
+    thinking = latent_columns(batch)
+    first, last = thinking[0], thinking[-1]
+    num_rounds = min(feedback.parallel_iterations, int(batch.host.is_latent_BT.sum(dim=1).max()))
+    is_latent_BS1 = batch.is_latent_BT[:, first : last + 1, None]
     own_BSD = embeds_BTD[:, first : last + 1]
     prefix = passes.read(embeds_BTD[:, :first])
     first_thought_B1D = feedback(prefix, embeds_BTD[:, first - 1])[:, None].to(embeds_BTD.dtype)

@@ -77,7 +77,10 @@ class PlainPasses:
         self.cache: Cache = DynamicCache(config=model.config)
         self.num_read = 0
         """Columns read so far."""
-        self.mask_BC = functional.pad(batch.attention_mask_BT, (0, num_further_columns), value=1)
+        self.mask_BC, self.mask_on_cpu_BC = (
+            functional.pad(mask_BT, (0, num_further_columns), value=1)
+            for mask_BT in (batch.attention_mask_BT, batch.host.attention_mask_BT)
+        )
         self.position_ids_BT = batch.position_ids_BT
         self.dropout = None if keys_B is None else RowDropout(model, keys_B, batch.position_ids_BT)
 
@@ -110,9 +113,14 @@ class PlainPasses:
         return output
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the cache; decoding goes on with them."""
-        self.cache.batch_select_indices(rows)
-        self.mask_BC = self.mask_BC[rows]
+        """Keep only these rows of the cache; decoding goes on with them.
+
+        Args:
+            rows: their numbers, on the CPU.
+        """
+        there = rows.to(self.mask_BC.device, non_blocking=True)
+        self.cache.batch_select_indices(there)
+        self.mask_BC, self.mask_on_cpu_BC = self.mask_BC[there], self.mask_on_cpu_BC[rows]
 
     def fork(self) -> "PlainPasses":
         """Return passes that read on from here without changing these."""

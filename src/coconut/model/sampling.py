@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coconut.model.batch import Batch
+from coconut.model.batch import Batch, latent_columns
 from coconut.model.choice import open_passes
 from coconut.model.draws import normals, uniforms
 from coconut.model.dropout import RowDropout
@@ -112,20 +112,23 @@ class _Prompts:
 
     def read(self) -> Tensor:
         """Return the hidden state of each row's last column, R x D."""
-        slots = self.batch.is_latent_BT.any(dim=0).nonzero().flatten().tolist()
+        slots = latent_columns(self.batch)
         if self.sampling.noise == "none" or not slots:
             last_BD = read_columns(self.passes, self.feedback, self.batch)[:, -1]
-            self.passes.select(self.rows_R)
+            self.passes.select(self._rows_on_cpu())
             return last_BD[self.rows_R]
         if self.feedback.parallel_iterations:
             raise ValueError(
                 "noise on thoughts is drawn thought by thought, but this entry computes them all at once"
                 " (parallel_iterations above 0); take none, so that only answers are drawn"
             )
-        assert bool(self.batch.is_latent_BT[:, slots[0] : slots[-1] + 1].all()), (
+        assert bool(self.batch.host.is_latent_BT[:, slots[0] : slots[-1] + 1].all()), (
             "rows have their slots in the same columns"
         )
         return self._think(slots)
+
+    def _rows_on_cpu(self) -> Tensor:
+        return torch.arange(len(self.batch.input_ids_BT)).repeat_interleave(self.sampling.num_samples)
 
     def _think(self, slots: list[int]) -> Tensor:
         embeds_BTD = self.passes.embed(self.batch.input_ids_BT)
@@ -136,7 +139,7 @@ class _Prompts:
         thought_RD: Tensor | None = None
         if read is not None and not drops:
             thought_RD = self.feedback(read, embeds_BTD[:, shared - 1])[self.rows_R]
-        self.passes.select(self.rows_R)
+        self.passes.select(self._rows_on_cpu())
         embeds_RTD, positions_RT = embeds_BTD[self.rows_R], self.batch.position_ids_BT[self.rows_R]
         with self._dropping(positions_RT) if drops else ExitStack():
             for start in [shared, *slots[:-1]] if drops else slots[:-1]:

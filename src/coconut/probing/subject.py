@@ -20,6 +20,7 @@ from coconut.data.examples import Example
 from coconut.data.views import IGNORED, View, build_prompt, build_view
 from coconut.evaluation.evaluator import Edits, Evaluator
 from coconut.evaluation.outcomes import Outcome, judge
+from coconut.model.batch import latent_columns
 from coconut.model.choice import open_passes
 from coconut.model.head import output_logits
 from coconut.model.latent import read_columns
@@ -179,7 +180,7 @@ class Subject:
 
     @staticmethod
     def _first_slot(batch: Batch) -> int:
-        return int(batch.is_latent_BT.any(dim=0).nonzero()[0])
+        return latent_columns(batch)[0]
 
     def _moments(self, batch: Batch) -> list[int]:
         """Columns before each slot, and the last slot's."""

@@ -32,9 +32,9 @@ class Learner:
         self._keeps_moments = not config.reset_optimizer
         self._best: dict[str, Tensor] = {}
 
-    def clip_gradients(self) -> float:
-        """Scale all gradients together to `max_grad_norm` at most; their norm before that."""
-        return float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm)))
+    def clip_gradients(self) -> Tensor:
+        """Scale all gradients together to `max_grad_norm` at most; their norm before that, not yet asked for."""
+        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
 
     def step(self, lr: float) -> None:
         """One optimiser update at this learning rate."""

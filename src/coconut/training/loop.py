@@ -7,13 +7,16 @@ A run resumes exactly: everything that the next update depends on is either in t
 import dataclasses
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from coconut.config.schema import Entry, RuntimeConfig
@@ -31,7 +34,7 @@ from coconut.training.optimizer import learning_rate
 from coconut.training.outside import Outside, Stopped, Validation
 from coconut.training.position import Position, Score
 from coconut.training.progress import Progress, log_epoch, log_first_score
-from coconut.training.rows import epoch_order, removes_more, split_updates, training_views
+from coconut.training.rows import ViewMaker, epoch_order, removes_more, split_updates
 from coconut.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Trainer:
         self.position.curve = Curve.over(self.schedule.num_updates)
         self.peers = peers_of(self.accelerator)
         self._stops = self._saves = False
+        self.views = ViewMaker(self.dataset, self.entry, self.seed, self.markers, self.schedule)
         micro = self.runtime.micro_batch
         self.objective = Objective(
             self.model,
@@ -99,8 +103,8 @@ class Trainer:
     def run_epoch(self, progress: Progress) -> None:
         """Do what is left of the current epoch, validate, and save."""
         self.model.train()
-        for rows in self._remaining_updates():
-            self.update(rows)
+        for rows, next_rows in pairwise([*self._remaining_updates(), []]):
+            self.update(rows, next_rows)
             progress.advance(self.position)
             self._between_updates()
         score = self.validate()
@@ -112,19 +116,22 @@ class Trainer:
         if self.is_finished or self._is_save_due():
             self.save_state()
 
-    def update(self, rows: list[int]) -> None:
-        """One optimiser update on the mean loss of these rows."""
+    def update(self, rows: list[int], next_rows: Sequence[int] = ()) -> None:
+        """One optimiser update on the mean loss of these rows.
+
+        Args:
+            next_rows: of the next update of the epoch, whose views are made while an accelerator works on this one.
+        """
         started = time.monotonic()
         # Dropout's draws too are a function of the place in the run, so a resumed run repeats them.
         torch.manual_seed(
             random.Random(f"dropout/{self.seed}/{self.entry.name}/{self.position.update}").getrandbits(63)
         )
-        views = self._views(rows)
+        views = self.views.of(rows, self.position.epoch, self.position.update)
         if self.entry.train.reset_optimizer and removes_more(self.schedule, self.position.update, self.dataset, rows):
             self.learner.optimizer.state.clear()
-        cost = self._accumulate(views, rows)
-        grad_norm = self.learner.clip_gradients()
-        self._refuse_unless_finite(cost, grad_norm, rows)
+        cost = self._accumulate(views, rows, next_rows)
+        self._refuse_unless_finite(cost, rows)
         lr = learning_rate(
             self.entry,
             update=self.position.update,
@@ -136,7 +143,7 @@ class Trainer:
             cost,
             num_updates=self.schedule.num_updates,
             lr=lr,
-            grad_norm=grad_norm,
+            grad_norm=cost.grad_norm,
             seconds=time.monotonic() - started,
         )
 
@@ -162,33 +169,27 @@ class Trainer:
 
     # --- the parts of an update ---
 
-    def _remaining_updates(self) -> Iterator[list[int]]:
-        order = epoch_order(len(self.dataset), seed=self.seed, entry_name=self.entry.name, epoch=self.position.epoch)
-        for number, rows in enumerate(split_updates(order, self.entry.train.batch_size)):
-            if number < self.position.update_in_epoch:
-                continue
-            if self.position.update >= self.schedule.num_updates:
-                return
-            yield rows
+    def _remaining_updates(self) -> list[list[int]]:
+        position = self.position
+        order = epoch_order(len(self.dataset), seed=self.seed, entry_name=self.entry.name, epoch=position.epoch)
+        left = list(split_updates(order, self.entry.train.batch_size))[position.update_in_epoch :]
+        return left[: self.schedule.num_updates - position.update]
 
-    def _views(self, rows: list[int]) -> list[View]:
-        return training_views(
-            self.dataset,
-            rows,
-            entry=self.entry,
-            seed=self.seed,
-            epoch=self.position.epoch,
-            markers=self.markers,
-            num_removed_tokens=self.schedule.num_removed(self.position.update),
-        )
+    def _finish_gradient(self, next_rows: Sequence[int]) -> Tensor:
+        """Clip the gradient; prepare the next update before this one's numbers are asked for."""
+        norm = self.learner.clip_gradients()
+        if next_rows:
+            self.objective.prepare(self.views.of(next_rows, self.position.epoch, self.position.update + 1))
+        return norm
 
-    def _accumulate(self, views: list[View], rows: list[int]) -> Cost:
+    def _accumulate(self, views: list[View], rows: list[int], next_rows: Sequence[int]) -> Cost:
         try:
             cost = self.objective.accumulate(
                 views,
                 self.learner.parameters,
                 stops=self.peers.count > 1 and self.outside.should_stop(),
                 saves=self.shards is not None and self.outside.is_save_due(),
+                finish=partial(self._finish_gradient, next_rows),
             )
         except PeerLostError:
             self._save_alone()
@@ -199,9 +200,9 @@ class Trainer:
         self._stops, self._saves = cost.stops, cost.saves
         return cost
 
-    def _refuse_unless_finite(self, cost: Cost, grad_norm: float, rows: list[int]) -> None:
+    def _refuse_unless_finite(self, cost: Cost, rows: list[int]) -> None:
         try:
-            check_finite(cost, grad_norm, place=self._place(rows))
+            check_finite(cost, place=self._place(rows))
         except ValueError:
             self._save_before_failing()
             raise

@@ -1,7 +1,7 @@
 """The gradient of one update: the mean loss over every supervised token of all its micro-batches and processes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -41,6 +41,8 @@ class Cost:
     """Whether any process was asked to stop before the update."""
     saves: bool = False
     """Whether it is time to save for any of them."""
+    grad_norm: float = 0.0
+    """What `finish` returned."""
 
     @property
     def loss(self) -> float:
@@ -66,9 +68,21 @@ class Objective:
 
     def __post_init__(self) -> None:
         self._has_dropout = has_dropout(self.model)
+        self._prepared: tuple[Sequence[View], list[int], Batch] | None = None
+
+    def prepare(self, views: Sequence[View]) -> None:
+        """Lay out the first micro-batch of an update that is to come, while an accelerator works on this one."""
+        rows, _, num_passes = next(self._micro_batches(views))
+        self._prepared = views, rows, self._collate(views, rows, num_passes)
 
     def accumulate(
-        self, views: Sequence[View], parameters: Mapping[str, nn.Parameter], *, stops: bool = False, saves: bool = False
+        self,
+        views: Sequence[View],
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        stops: bool = False,
+        saves: bool = False,
+        finish: Callable[[], Tensor] | None = None,
     ) -> Cost:
         """Set `.grad` to the gradient of the mean loss over the views, and say what they cost.
 
@@ -80,6 +94,8 @@ class Objective:
         Args:
             stops: whether this process was asked to stop; the answer says whether any was.
             saves: likewise, whether it is time to save.
+            finish: called with the gradient in place; returns its norm. That and the loss are asked for together: to
+                ask an accelerator is to wait until it has done all its work.
 
         Raises:
             PeerLostError: another process has ended.
@@ -89,7 +105,7 @@ class Objective:
         num_retries = 0
         while True:
             try:
-                sums = self._accumulate_own(views, keys, num_tokens)
+                nll, counts = self._accumulate_own(views, keys, num_tokens)
                 break
             except RuntimeError as error:
                 # With shards the others wait for what this process was to send: it cannot begin again by itself.
@@ -98,33 +114,50 @@ class Objective:
             # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
             num_retries += 1
             self._halve(min(self.micro_batch, len(self.peers.own(len(views)))))
-        sums = torch.cat([sums, sums.new_tensor([stops, saves, num_retries])])
-        self._sum_over_processes(parameters, sums)
-        nll, num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = sums.tolist()
+        told = [*counts, int(stops), int(saves), num_retries]
+        if self.peers.count > 1:
+            sums = torch.cat([nll[None], nll.new_tensor(told)])
+            self._sum_over_processes(parameters, sums)
+            nll, told = sums[0], [int(number) for number in sums[1:].tolist()]
+        num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = told
         if self.shards:
             self.shards.settle(has_thoughts=num_latents > 0)
         if num_retries:
             # One process wrote down what all of them have learned, and each goes on with what fits everywhere.
-            self.num_oom_retries += int(num_retries)
+            self.num_oom_retries += num_retries
             self.micro_batch = min(self.peers.gather(self.micro_batch))
-        return Cost(nll, num_tokens, int(num_columns), int(num_padding), int(num_latents), num_stops > 0, num_saves > 0)
+        grad_norm = nll.new_zeros(()) if finish is None else finish()
+        loss, norm = torch.stack([nll, grad_norm.to(nll)]).tolist()
+        return Cost(loss, num_tokens, num_columns, num_padding, num_latents, num_stops > 0, num_saves > 0, norm)
 
-    def _accumulate_own(self, views: Sequence[View], keys: Tensor | None, num_tokens: int) -> Tensor:
+    def _accumulate_own(
+        self, views: Sequence[View], keys: Tensor | None, num_tokens: int
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """Return the loss of this process's rows in nats, not yet asked for; and its columns, padding and latents."""
         self.model.zero_grad(set_to_none=True)
         self.feedback.zero_grad(set_to_none=True)
         device = self.accelerator.device
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        num_columns = num_padding = num_latents = 0
+        prepared, self._prepared = self._prepared, None
         for rows, is_own, num_passes in self._micro_batches(views):
-            batch = collate([views[row] for row in rows], pad_id=self.pad_id, min_columns=num_passes)
-            counts = (batch.num_columns, int((batch.attention_mask_BT == 0).sum()), int(batch.is_latent_BT.sum()))
+            if prepared is not None and prepared[0] is views and prepared[1] == rows:
+                batch = prepared[2]
+            else:
+                batch = self._collate(views, rows, num_passes)
             with self.accelerator.autocast():
                 nll = self._nll(batch.to(device), None if keys is None else keys[rows], num_passes)
             # Without a row of its own, a process only joins the others in what they send.
             self.accelerator.backward((nll if is_own else 0.0 * nll) / max(1, num_tokens))
             if is_own:
-                sums += torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
-                sums[0] += nll.detach()
-        return sums
+                total += nll.detach()
+                num_columns += batch.num_columns
+                num_padding += int((batch.attention_mask_BT == 0).sum())
+                num_latents += int(batch.is_latent_BT.sum())
+        return total, (num_columns, num_padding, num_latents)
+
+    def _collate(self, views: Sequence[View], rows: Sequence[int], num_passes: int) -> Batch:
+        return collate([views[row] for row in rows], pad_id=self.pad_id, min_columns=num_passes)
 
     def _nll(self, batch: Batch, keys_B: Tensor | None, num_passes: int) -> Tensor:
         if self.shards:
@@ -161,14 +194,13 @@ class Objective:
         logger.warning("out of memory with {} rows; redoing the update with {} at a time", num_rows, self.micro_batch)
 
     def _sum_over_processes(self, parameters: Mapping[str, nn.Parameter], sums: Tensor) -> None:
-        """Add up what the processes hold; in one process there is nothing to add.
+        """Add up what the processes hold.
 
         A parameter that no process's rows reach keeps no gradient, as in one process: AdamW would decay it
         for a gradient of zeros.
         """
         if self.shards:
             self.peers.sum_([sums])  # The gradients are summed already, when they are sharded.
-        if self.shards or self.peers.count == 1:
             return
         reached = [float(parameter.grad is not None) for parameter in parameters.values()]
         totals = torch.cat([sums, sums.new_tensor(reached)])
@@ -183,7 +215,7 @@ class Objective:
         self.peers.sum_(gradients)
 
 
-def check_finite(cost: Cost, grad_norm: float, *, place: str) -> None:
+def check_finite(cost: Cost, *, place: str) -> None:
     """Stop before an update that would spoil the weights.
 
     Args:
@@ -192,9 +224,9 @@ def check_finite(cost: Cost, grad_norm: float, *, place: str) -> None:
     Raises:
         ValueError: naming the place, and saying what to try.
     """
-    if not math.isfinite(cost.nll) or not math.isfinite(grad_norm):
+    if not math.isfinite(cost.nll) or not math.isfinite(cost.grad_norm):
         raise ValueError(
-            f"{place}: loss {cost.loss:g}, gradient norm {grad_norm:g}, wanted finite numbers; nothing was updated and"
-            " the last good state is kept. Try a lower lr, more train.warmup_updates, a train.max_grad_norm, or"
+            f"{place}: loss {cost.loss:g}, gradient norm {cost.grad_norm:g}, wanted finite numbers; nothing was updated"
+            " and the last good state is kept. Try a lower lr, more train.warmup_updates, a train.max_grad_norm, or"
             " precision fp32"
         )

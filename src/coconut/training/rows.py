@@ -57,6 +57,30 @@ def training_views(
     return views
 
 
+class ViewMaker:
+    """Makes the views of a training's updates, and keeps those of the last one that was asked for."""
+
+    def __init__(self, dataset: EncodedSet, entry: Entry, seed: int, markers: MarkerIds, schedule: Schedule) -> None:
+        self.dataset, self.entry, self.seed, self.markers, self.schedule = dataset, entry, seed, markers, schedule
+        self._made: tuple[tuple[int, ...], list[View]] = (), []
+
+    def of(self, rows: Sequence[int], epoch: int, update: int) -> list[View]:
+        """Return the views of these rows in an update of an epoch; the same list where they were asked for last."""
+        key = (epoch, update, *rows)
+        if key != self._made[0]:
+            views = training_views(
+                self.dataset,
+                rows,
+                entry=self.entry,
+                seed=self.seed,
+                epoch=epoch,
+                markers=self.markers,
+                num_removed_tokens=self.schedule.num_removed(update),
+            )
+            self._made = key, views
+        return self._made[1]
+
+
 def longest_reasoning(dataset: EncodedSet, rows: Sequence[int]) -> int:
     """Tokens of the longest chain of steps among these rows, nothing removed."""
     return max((sum(map(len, steps_ids)) for steps_ids in dataset[list(rows)]["steps_ids"]), default=0)

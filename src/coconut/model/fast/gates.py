@@ -44,13 +44,14 @@ class GatedLinear:
             min_multiplications=thresholds.min_multiplications,
         )
         self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
+        self.converted: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, input: Tensor) -> Tensor:
         """Multiply, leaving the weight's gradient to the gate where there is one."""
         factors = self.factors
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            weight = factors.oriented(self.weight)
-            return linear(input, weight, self.bias, min_multiplications=factors.min_multiplications)
+            weight, bias = self._read_only(autocast_dtype(input))
+            return linear(input, factors.oriented(weight), bias, min_multiplications=factors.min_multiplications)
         if not factors.has_gate:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
@@ -59,6 +60,17 @@ class GatedLinear:
         input = input.to(autocast_dtype(input))
         output: Tensor = _Product.apply(input, *self.gate(input.dtype), factors)  # type: ignore[no-untyped-call]
         return output
+
+    def _read_only(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias as passes without gradients see them, converted once for all passes of the batch.
+
+        Autocast converts once too, but not what it sees as a view, such as the weight of a Conv1D in our orientation.
+        """
+        if self.weight.dtype == dtype:
+            return self.weight, self.bias
+        if dtype not in self.converted:
+            self.converted[dtype] = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return self.converted[dtype]
 
     def gate(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias as passes in this precision see them."""

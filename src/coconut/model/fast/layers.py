@@ -13,6 +13,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from coconut.model.batch import Batch
 from coconut.model.fast.gates import GatedLinear
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.fast.tied import TiedEmbeddings, is_tied
@@ -24,12 +25,18 @@ class BatchLayers:
     """The layers of one model during one batch.
 
     Args:
+        batch: whose ids are looked up; without it, ids are asked for where they are.
         saves_memory: keep no more factors of a weight's gradient than the gradient itself would take. Without
             activation checkpoints the factors exist anyway, as activations.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, saves_memory: bool = False, thresholds: Thresholds | None = None
+        self,
+        model: PreTrainedModel,
+        batch: Batch | None = None,
+        *,
+        saves_memory: bool = False,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.is_active = False
         self.blocks = checkpointable_blocks(model)
@@ -48,7 +55,7 @@ class BatchLayers:
                 layer = GatedLinear(module, max_kept, thresholds)
                 self.forwards.append((module, layer))
                 if module is head and is_tied(embeddings, layer):
-                    self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer)))
+                    self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer, batch)))
 
     @contextmanager
     def active(self, recompute_in: Callable[[], AbstractContextManager[None]] | None = None) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from coconut.model.batch import Batch
 from coconut.model.fast.layers import BatchLayers, checkpointable_blocks
 from coconut.model.fast.store import ColumnStore, CurrentPass
 from coconut.model.passes import PassOptions, PlainPasses
@@ -21,10 +22,10 @@ from coconut.model.passes import PassOptions, PlainPasses
 class LayerPasses(PlainPasses):
     """Passes through `BatchLayers`, on the library's cache."""
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, model: PreTrainedModel, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, batch, *args, **kwargs)
         saves_memory = self.options.checkpoint_activations
-        self.layers = BatchLayers(model, saves_memory=saves_memory, thresholds=self.options.thresholds)
+        self.layers = BatchLayers(model, batch, saves_memory=saves_memory, thresholds=self.options.thresholds)
 
     def _layers(self) -> AbstractContextManager[None]:
         return self.layers.active()
@@ -33,14 +34,24 @@ class LayerPasses(PlainPasses):
 class StorePasses(LayerPasses):
     """Passes through `BatchLayers`, on the key-value store."""
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, model: PreTrainedModel, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, batch, *args, **kwargs)
         width = model.get_input_embeddings().weight.shape[1]
-        self.cache = ColumnStore(self.mask_BC.bool(), width=width, thresholds=self.options.thresholds)
+        self.cache = ColumnStore(
+            self.mask_BC.bool(),
+            width=width,
+            thresholds=self.options.thresholds,
+            is_real_on_cpu_BC=self.mask_on_cpu_BC.bool(),
+        )
 
     def fork(self) -> "PlainPasses":
         """Raise: the store is written in place, so nothing can read on from a copy of it."""
         raise NotImplementedError("the key-value store cannot be forked; Jacobi iteration takes LayerPasses")
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, also of what the store knows on the CPU."""
+        super().select(rows)
+        self.cache.select_on_cpu(rows)
 
     def close(self) -> None:
         """Release the links between passes; checkpoints would hold the graph through them."""

@@ -44,14 +44,16 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
     Args:
         is_real_BC: False on padding, one column for each that there shall be room for.
         width: of the model's hidden states.
+        is_real_on_cpu_BC: the same on the CPU; if it is not given, the device is waited for.
     """
 
-    def __init__(self, is_real_BC: Tensor, *, width: int, thresholds: Thresholds) -> None:
+    def __init__(
+        self, is_real_BC: Tensor, *, width: int, thresholds: Thresholds, is_real_on_cpu_BC: Tensor | None = None
+    ) -> None:
         super().__init__(layers=[])
         self.width, self.thresholds = width, thresholds
         self.is_real_BC = is_real_BC
-        # Copied once, so that a GPU is waited for once, and not in every pass.
-        self.is_real_on_cpu_BC = is_real_BC.cpu()
+        self.is_real_on_cpu_BC = is_real_BC.cpu() if is_real_on_cpu_BC is None else is_real_on_cpu_BC
         self.is_padded = not bool(self.is_real_on_cpu_BC.all())
         self.layers_read: dict[int, LayerColumns] = {}
         self.links: dict[int, Link] = {}
@@ -91,6 +93,10 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
         self.is_sealed = True
         self.links.clear()  # Checkpoints hold the store, and must not hold their own graph through it.
 
+    def select_on_cpu(self, rows: Tensor) -> None:
+        """Keep only these rows of what is known on the CPU."""
+        self.is_real_on_cpu_BC = self.is_real_on_cpu_BC[rows]
+
     def pack(self, tensor: Tensor, current: CurrentPass) -> Tensor:
         """Leave out the padding of (B, S, ...): (1, N, ...)."""
         if current.places_N is None:
@@ -108,7 +114,6 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows."""
         self.is_real_BC = self.is_real_BC[indices]
-        self.is_real_on_cpu_BC = self.is_real_BC.cpu()
         for layer in self.layers_read.values():
             layer.keys_BKCd, layer.values_BKCd = layer.keys_BKCd[indices], layer.values_BKCd[indices]
 

@@ -1,6 +1,10 @@
-"""From which sizes on each part of the fast path gains; measured on CPUs, see `benchmarks/`."""
+"""From which sizes on each part of the fast path gains; measured on CPUs, see `benchmarks/`.
 
-from dataclasses import dataclass
+An accelerator is bound by the number of operations where a pass is thin, and not by their size; what depends on the
+device stands here.
+"""
+
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,10 @@ class Thresholds:
     """Elements of the head's gradient factors that are kept at most: those of two chunks of the loss."""
     min_multiplications: int = 1 << 22
     """Smaller products are done before oneDNN has found its kernel."""
+
+    def on(self, device_type: str) -> "Thresholds":
+        """Return those of a device. Values that were chosen by hand stay as they are."""
+        if device_type == "cpu" or self != Thresholds():
+            return self
+        # Packing costs some four operations a layer, and torch's softmax is one operation instead of four.
+        return replace(self, min_packed_work=1 << 30, min_vectorised_softmax=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from coconut.model.batch import Batch
 from coconut.model.fast.backward import Backward
 from coconut.model.fast.gates import GatedLinear, autocast_dtype
 
@@ -35,8 +36,8 @@ def is_tied(embeddings: nn.Module, head: GatedLinear) -> bool:
 class TiedEmbeddings:
     """Stands in for the `forward` of the embeddings during one batch."""
 
-    def __init__(self, module: nn.Embedding, head: GatedLinear) -> None:
-        self.module, self.head = module, head
+    def __init__(self, module: nn.Embedding, head: GatedLinear, batch: Batch | None) -> None:
+        self.module, self.head, self.batch = module, head, batch
         self.rows = Rows(module.padding_idx)
         self.shared: Tensor | None = None
 
@@ -50,7 +51,10 @@ class TiedEmbeddings:
             # head's factors take less room than its gradient.
             self.head.weight = self.shared
             self.head.gate(autocast_dtype(self.shared))
-        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows)  # type: ignore[no-untyped-call]
+        # Repeated ids are found on the CPU where the batch has them there, so that no accelerator is waited for.
+        is_of_batch = self.batch is not None and ids is self.batch.input_ids_BT
+        host_ids = self.batch.host.input_ids_BT if self.batch is not None and is_of_batch else ids
+        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows, host_ids)  # type: ignore[no-untyped-call]
         return looked_up
 
 
@@ -62,14 +66,18 @@ class Rows:
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     backward: Backward = field(default_factory=Backward)
 
-    def add(self, ids: Tensor, gradient: Tensor) -> None:
-        """Keep the gradients of these embeddings, ... x D."""
+    def add(self, ids: Tensor, host_ids: Tensor, gradient: Tensor) -> None:
+        """Keep the gradients of these embeddings, ... x D.
+
+        Args:
+            host_ids: the same ids, on the CPU where that costs no waiting.
+        """
         # A backward pass that failed between the lookup and the gate has left its rows behind.
         if self.backward.is_another():
             self.kept = []
         if self.padding_idx is not None:
             gradient = gradient.masked_fill((ids == self.padding_idx)[..., None], 0)
-        self.kept.append((ids.flatten(), gradient.flatten(0, -2).detach()))
+        self.kept.append((host_ids.flatten(), gradient.flatten(0, -2).detach()))
 
     def add_to(self, gradient_VD: Tensor) -> None:
         """Add what was kept to the gradient of all embeddings, and forget it."""
@@ -77,7 +85,7 @@ class Rows:
         for ids_N, rows_ND in kept:
             # Repeated ids are first summed into one row each, by the operation that torch's own embeddings use:
             # `index_add_` on several threads would sum them in an order that changes from run to run.
-            ids_U, places_N = ids_N.unique(return_inverse=True)
+            ids_U, places_N = (part.to(rows_ND.device, non_blocking=True) for part in ids_N.unique(return_inverse=True))
             wide = torch.promote_types(rows_ND.dtype, torch.float32)
             rows_UD = torch.ops.aten.embedding_dense_backward(rows_ND.to(wide), places_N, len(ids_U), -1, False)
             gradient_VD.index_add_(0, ids_U, rows_UD.to(gradient_VD.dtype))
@@ -103,14 +111,14 @@ class _Lookup(torch.autograd.Function):
     """Embeddings whose backward leaves the weight's gradient to the gate."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, rows: Rows) -> Tensor:
-        ctx.rows = rows
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, rows: Rows, host_ids: Tensor) -> Tensor:
+        ctx.rows, ctx.host_ids = rows, host_ids
         ctx.save_for_backward(ids)
         return functional.embedding(ids, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        ctx.rows.add(ids, gradient)
-        return None, None, None
+        ctx.rows.add(ids, ctx.host_ids, gradient)
+        return None, None, None, None
