@@ -267,9 +267,7 @@ def ways(of: dict[str, Any], *some: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", ways(ONE_HOST, "kill -9 of the second process", "kill -9 of the stage", "SIGTERM to the second process")
-)
+@pytest.mark.parametrize("way", ways(ONE_HOST, "kill -9 of the second process", "SIGTERM to the second process"))
 def test_whatever_ends_on_one_host_the_bytes_are_those_of_a_straight_run(
     way: str, encoded: Path, straight: dict[str, Any], left_behind: Path
 ) -> None:
@@ -286,7 +284,7 @@ def test_whatever_ends_on_one_host_the_bytes_are_those_of_a_straight_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ways(TWO_HOSTS, "kill -9 of the second host's agent", "SIGTERM to the stage"))
+@pytest.mark.parametrize("way", ways(TWO_HOSTS, "kill -9 of the second host's agent"))
 def test_whatever_ends_on_two_hosts_the_bytes_are_those_of_a_straight_run(
     way: str, encoded: Path, straight: dict[str, Any], left_behind: Path
 ) -> None:
