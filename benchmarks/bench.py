@@ -63,6 +63,7 @@ def main() -> None:
     import data_path
     import decoding
     import growth
+    import launches
     import pipeline
     import tables
     import updates
@@ -77,6 +78,7 @@ def main() -> None:
         "vocabulary": updates.large_vocabulary,
         "profile": updates.profile,
         "small": updates.small_model,
+        "launches": launches.measure,
         "generation": decoding.compare,
         "growth_thoughts": growth.over_thoughts,
         "growth_batch": growth.over_batch,

@@ -3,6 +3,7 @@
     python benchmarks/gpu_check.py                              # every part, on the GPU
     python benchmarks/gpu_check.py --only agreement,times       # some of them
     python benchmarks/gpu_check.py --device cpu --small         # minutes, on any machine: whether the parts run
+    python benchmarks/gpu_check.py --backend tests/pretend_device.py --device pretend:0 --small
 
 Each part is a process of its own with a limit of time, so that a failure costs that part alone. It writes
 `results/gpu_check/<device>/<part>.json`: what it found, or how it ended; `results.md` beside it shows all of them.
@@ -12,6 +13,7 @@ Nothing of it was run on a GPU yet.
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = {
-    "agreement": 60,
+    "agreement": 120,
     "synchronisations": 30,
     "times": 120,
     "profile": 40,
@@ -40,12 +42,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to see whether the parts run")
+    parser.add_argument(
+        "--backend", type=Path, help="a Python file that adds the device to torch, run before each part"
+    )
     parser.add_argument("--only", default="", help=f"parts, by commas, of {', '.join(SECONDS)}; all if empty")
     parser.add_argument("--small", action="store_true", help="models of 64 columns and one repeat")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "gpu_check", help="folder of the results")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
+        if arguments.backend:
+            runpy.run_path(str(arguments.backend))
         import gpu_parts
 
         print(json.dumps(gpu_parts.PARTS[arguments.part](arguments.device, small=arguments.small)))
@@ -53,11 +60,11 @@ def main() -> None:
     chosen = arguments.only.split(",") if arguments.only else list(SECONDS)
     if unknown := sorted(set(chosen) - SECONDS.keys()):
         sys.exit(f"--only: found {', '.join(unknown)}, wanted some of {', '.join(SECONDS)}")
-    folder = arguments.results / arguments.device
+    folder = arguments.results / arguments.device.partition(":")[0]
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in chosen:
-        found = run_part(name, arguments.device, small=arguments.small)
+        found = run_part(name, arguments.device, arguments.backend, small=arguments.small)
         (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {found['outcome']}, {found['seconds']:.0f} s", flush=True)
         if found["outcome"] not in ("ok", "skipped"):
@@ -67,13 +74,13 @@ def main() -> None:
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
-def run_part(name: str, device: str, *, small: bool) -> dict[str, object]:
+def run_part(name: str, device: str, backend: Path | None, *, small: bool) -> dict[str, object]:
     """Run one part in a process of its own; say how it ended, and what it found."""
     command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--device", device]
     start = time.monotonic()
     try:
         done = subprocess.run(
-            [*command, *(["--small"] if small else [])],
+            [*command, *(["--backend", str(backend)] if backend else []), *(["--small"] if small else [])],
             capture_output=True,
             text=True,
             timeout=SECONDS[name],

@@ -157,6 +157,13 @@ def _small(part: Json, _device: str) -> list[str]:
     return _table(["64 wide, 64 rows, 1 thread", "plain ms", "straightforward ms", "latent ms"], rows)
 
 
+def _launches(part: Json, _device: str) -> list[str]:
+    counted = ((name, *found["thought"], *found["token"]) for name, found in part["operations"].items())
+    header = ["operations on a device", "a thought, a layer", "all layers", "a token, a layer", "all layers"]
+    host = ((name, value) for name, value in part["host"].items() if name != "seconds")
+    return [*_table(header, counted), "", *_table(["time of the host", "ratio"], host)]
+
+
 def _generation(part: Json, device: str) -> list[str]:
     has_amx = "amx_tile" in part["machine"]["instructions"]
     bf16_name = "bf16 autocast / uncached fp32" + (" (with AMX)" if has_amx else " (no AMX here)")
@@ -253,6 +260,7 @@ SECTIONS = {
     "growth_batch": _growth,
     "growth_columns": _growth,
     "small": _small,
+    "launches": _launches,
     "data_path": _data_path,
     "pipeline": _pipeline,
     "profile": _profile,

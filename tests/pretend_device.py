@@ -12,10 +12,12 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as registry
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -92,6 +94,11 @@ def counting() -> Iterator[Counter[str]]:
         _counts.pop()
 
 
+def _add(*names: str) -> None:
+    if _counts:
+        _counts[-1].update(names)
+
+
 def _count(op: Any, name: str, args: Any) -> None:
     if not _counts:
         return
@@ -103,9 +110,9 @@ def _count(op: Any, name: str, args: Any) -> None:
         indices = [index for index in args[1] if isinstance(index, Tensor)]
         waits = any(index.dtype == torch.bool or not _is_here(index) for index in indices)
     if not op.is_view and not name.startswith(_FREE):
-        _counts[-1].update(("operations", name))
+        _add("operations", name)
     if waits:
-        _counts[-1].update(("synchronisations", f"waits in {name}"))
+        _add("synchronisations", f"waits in {name}")
 
 
 # --- operations -----------------------------------------------------------------------------
@@ -166,9 +173,9 @@ def _over_storage(dtype: torch.dtype, storage: Any, offset: int = 0, size: Any =
     return _from_cpu(tensor)
 
 
-_everything, _aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+_everything, _aten = registry.Library("_", "IMPL"), registry.Library("aten", "IMPL")
 _everything.fallback(_run_on_cpu, dispatch_key=_KEY)
-_everything.fallback(torch.library.fallthrough_kernel, dispatch_key=f"Autocast{_KEY}")
+_everything.fallback(registry.fallthrough_kernel, dispatch_key=f"Autocast{_KEY}")
 
 
 # --- attention, which has no kernel that a fallback could run with gradients -----------------
@@ -179,8 +186,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         ctx.save_for_backward(*inputs[:4])
         ctx.rest = inputs[4:]
-        if _counts:
-            _counts[-1].update(("operations", "attention"))
+        _add("operations", "attention")
         if any(tensor is not None and not _is_here(tensor) for tensor in inputs[:4]):
             raise RuntimeError("Expected all tensors to be on the same device: scaled_dot_product_attention")
         given = (None if tensor is None else _to_cpu(tensor.detach()) for tensor in inputs[:4])
@@ -193,8 +199,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        if _counts:
-            _counts[-1].update(("operations", "attention backward"))
+        _add("operations", "attention backward")
         *inputs, mask = ctx.saved_tensors
         with torch.enable_grad():
             inputs = [_to_cpu(tensor.detach()).requires_grad_() for tensor in inputs]
@@ -219,6 +224,26 @@ def _attend(
 
 
 _aten.impl("scaled_dot_product_attention", _attend, f"Autograd{_KEY}")
+
+
+# --- what is one kernel on CUDA, and several operations on a device that torch knows nothing of --
+
+
+def _rms_norm_backward(
+    gradient: Tensor, input: Tensor, shape: list[int], scale: Tensor, weight: Tensor, mask: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """As torch gives no CPU this operation. `scale`: what forward has multiplied the input by, before the weight."""
+    del shape, mask
+    _add("operations", "_fused_rms_norm_backward")
+    gradient, input, scale, weight = (_to_cpu(one) for one in (gradient, input, scale, weight))
+    normed, weighted = input * scale, gradient * weight
+    input_gradient = scale * (weighted - normed * (weighted * normed).mean(dim=-1, keepdim=True))
+    return _from_cpu(input_gradient), _from_cpu((gradient * normed).flatten(0, -2).sum(dim=0))
+
+
+for _name in ("native_layer_norm", "silu_backward", "_fused_rms_norm"):
+    _aten.impl(_name, partial(_run_on_cpu, getattr(torch.ops.aten, _name).default), _KEY)
+_aten.impl("_fused_rms_norm_backward", _rms_norm_backward, _KEY)
 
 
 # --- autocast, by CUDA's lists, which are not the CPU's ----------------------------------------

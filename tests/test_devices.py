@@ -1,6 +1,7 @@
 """The precision of products, and what counts as out of memory."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 from coconut.config.params import load_params
 from coconut.devices import build_accelerator, is_out_of_memory
+from coconut.model.feedback import build_feedback
+from coconut.training.objective import Objective
+from families import build_family
+from update_of_peers import make_views
 
 RUNTIME = dataclasses.replace(load_params(Path(__file__).parents[1] / "params.yaml").runtime, device="cpu")
 
@@ -30,6 +35,29 @@ def test_on_a_cpu_tf32_is_fp32_to_the_last_bit() -> None:
             products.append(left @ right)
     build_accelerator(RUNTIME, "fp32")
     assert torch.equal(*products)
+
+
+def test_deterministic_algorithms_are_taken_exactly_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    found = []
+    for is_asked in (False, True, False):
+        build_accelerator(dataclasses.replace(RUNTIME, deterministic=is_asked), "fp32")
+        found.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+    assert found == [(False, False), (True, True), (False, True)]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_nothing_that_an_update_does_lacks_a_deterministic_algorithm(family: str) -> None:
+    """As far as a CPU knows: there the mode changes no byte."""
+    gradients = []
+    for is_asked in (False, True):
+        accelerator = build_accelerator(dataclasses.replace(RUNTIME, deterministic=is_asked), "fp32")
+        model = build_family(family, 256, tie_word_embeddings=True)
+        one = Objective(model, build_feedback("hidden[-1]", model), accelerator, 0, 2)
+        one.accumulate(make_views(num_thoughts=2), dict(model.named_parameters()))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    build_accelerator(RUNTIME, "fp32")
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,13 @@ from transformers import PreTrainedModel
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
 from coconut.model.dropout import RowDropout, draw_keys, has_dropout
-from coconut.model.fast.thresholds import Thresholds
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.training.objective import Objective
 from families import build_family
+from ways import WAYS
 
-_ALWAYS = Thresholds(min_width=0, min_packed_work=0, min_weight_elements=0, min_multiplications=0)
-WAYS = {
-    "plain": PassOptions(fast=False),
-    "narrow": PassOptions(),
-    "store, own attention": PassOptions(thresholds=_ALWAYS),
-    "store, torch's kernel": PassOptions(thresholds=replace(_ALWAYS, max_scores=12)),
-}
 MODELS = {
     "gpt2": {},  # .1 everywhere, as published.
     "llama": {"attention_dropout": 0.1},  # Keys shared by two heads.

@@ -31,10 +31,19 @@ def test_the_parts_run_on_a_cpu(tmp_path: Path) -> None:
     assert outcomes(tmp_path / "cpu") == skipped | measured
     page = (tmp_path / "results.md").read_text()
     assert "| resume | ok |" in page
-    assert "| equal bytes | True |" in page
+    assert "| deterministic: equal bytes | True |" in page
     found = json.loads((tmp_path / "cpu/agreement.json").read_text())["found"]["relative_error"]
     assert len(found) == 36
     assert max(error for case, error in found.items() if case.endswith("fp32")) < 1e-4
+
+
+def test_the_parts_run_on_a_device_that_is_not_the_cpu(tmp_path: Path) -> None:
+    parts = "agreement,memory,resume,generation"
+    done = check(tmp_path, "--backend", "tests/pretend_device.py", "--device", "pretend:0", "--only", parts)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcomes(tmp_path / "pretend") == dict.fromkeys(parts.split(","), "ok")
+    found = json.loads((tmp_path / "pretend/generation.json").read_text())["found"]
+    assert found["8 rows: equal texts of 4"] == 4
 
 
 def test_the_pipeline_and_two_processes_run_on_a_cpu(tmp_path: Path) -> None:

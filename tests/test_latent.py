@@ -140,7 +140,7 @@ def _name_of(model: PreTrainedModel, parameter: torch.nn.Parameter) -> str:
 
 
 @pytest.mark.parametrize("num_latents", [(3, 3), (3, 0, 1)], ids=["equal", "ragged"])
-def test_every_column_is_computed_once_and_padding_never(
+def test_every_column_is_computed_once_and_padding_never_where_passes_are_packed(
     tiny_gpt2: PreTrainedModel, num_latents: tuple[int, ...], options: PassOptions
 ) -> None:
     shapes: list[tuple[int, ...]] = []
@@ -150,7 +150,8 @@ def test_every_column_is_computed_once_and_padding_never(
     batch = collate(make_views(num_latents), pad_id=0)
     latent_nll(tiny_gpt2, Feedback(), batch, options)
     assert len(shapes) == 4
-    num_columns = batch.num_columns if options.thresholds.min_width else int(batch.attention_mask_BT.sum())
+    is_packed = options.thresholds.min_width == options.thresholds.min_packed_work == 0
+    num_columns = int(batch.attention_mask_BT.sum()) if is_packed else batch.num_columns
     assert sum(rows * columns for rows, columns in shapes) == num_columns
 
 

@@ -1,6 +1,7 @@
 """Weight gradients formed once are those that autograd forms pass by pass, however backward is called."""
 
 import gc
+import sys
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from coconut.model.fast.tied import Rows
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
+from families import build_family
 from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
 from ways import STORE, hidden_states, with_thresholds
 
@@ -455,3 +457,104 @@ def test_every_family_gives_the_same_logits_with_them(family: str) -> None:
     with batch_layers.active():
         found = model(input_ids=input_ids).logits
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_query_key_and_value_convert_their_input_once() -> None:
+    """And again where it was written to, or was converted without a graph."""
+    torch.manual_seed(0)
+    conversion, weights = gates.Conversion(), [nn.Linear(8, 8) for _ in range(3)]
+    ours = [GatedLinear(weight, None, ALWAYS, conversion) for weight in weights]
+    input = torch.randn(4, 8).requires_grad_() * 1  # No leaf: torch would take it for a weight.
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            conversion.of(input)
+        found = [layer(input) for layer in ours]
+        assert conversion.of(input) is conversion.of(input)
+        (gradient,) = torch.autograd.grad(sum(one.float().square().sum() for one in found), input)
+        expected = [weight(input) for weight in weights]
+        (wanted,) = torch.autograd.grad(sum(one.float().square().sum() for one in expected), input)
+        assert torch.equal(torch.stack(found), torch.stack(expected))
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted).abs().max() < 0.02 * wanted.abs().max()
+        with torch.no_grad():
+            input.add_(1)
+            assert torch.equal(ours[0](input), weights[0](input))
+
+
+ROTATED = {"llama": True, "qwen2": True, "mistral": True, "phi3": False, "gpt2": False}
+NORMED = {"llama": True, "qwen2": True, "phi3": True, "gemma": False, "gpt2": False}
+
+
+@pytest.mark.parametrize(("family", "is_rotated"), ROTATED.items())
+def test_only_rotations_that_are_llamas_are_replaced_and_only_while_they_run(family: str, is_rotated: bool) -> None:
+    model = build_family(family, 64)
+    python_module = sys.modules[type(model).__module__]
+    original = vars(python_module).get("apply_rotary_pos_emb")
+    batch_layers = batch_layers_of(model)
+
+    def fail() -> None:
+        with batch_layers.active():
+            assert (vars(python_module).get("apply_rotary_pos_emb") is not original) == is_rotated
+            # Of another model, meanwhile: what it puts back is the function, too.
+            assert [one.original for one in batch_layers_of(model).rotations] == [original] * is_rotated
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert vars(python_module).get("apply_rotary_pos_emb") is original
+
+
+@pytest.mark.parametrize("heads_at", [1, 2])
+def test_a_rotation_is_llamas(heads_at: int) -> None:
+    torch.manual_seed(0)
+    model = build_family("llama", 64)
+    (rotation,) = batch_layers_of(model).rotations
+    shape = (3, 4, 5, 8) if heads_at == 1 else (3, 5, 4, 8)
+    for _ in range(2):  # Another pass has another sine.
+        query, key = (torch.randn(shape, requires_grad=True) for _ in range(2))
+        cosine, sine = torch.randn(2, 3, 5, 8)
+        given = torch.randn(2, *shape)
+        for found, wanted in zip(
+            *(
+                (*rotated, *torch.autograd.grad(torch.stack(rotated), (query, key), given))
+                for rotated in (f(query, key, cosine, sine, heads_at) for f in (rotation, rotation.original))
+            ),
+            strict=True,
+        ):
+            assert (found - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("family", "is_replaced"), NORMED.items())
+def test_only_norms_that_are_llamas_are_one_operation(family: str, is_replaced: bool) -> None:
+    torch.manual_seed(0)
+    model = build_family(family, 64)
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    replaced = {module: forward for module, forward in batch_layers_of(model).forwards if module in norms}
+    assert len(replaced) == (len(norms) if is_replaced else 0)
+    for module, forward in replaced.items():
+        for dtype in (torch.float32, torch.bfloat16):  # bf16 with a weight in float32 as well.
+            hidden = torch.randn(3, 64, dtype=dtype)
+            found, wanted = forward(hidden), module(hidden)
+            assert found.dtype == wanted.dtype
+            assert (found - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 1, 8), (2, 3, 4, 8)])
+def test_what_a_layer_returns_may_be_written_to(shape: tuple[int, ...], has_bias: bool) -> None:
+    """As some models do. The input may have any number of dimensions, and lie in memory as it likes."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 5, bias=has_bias)
+    for min_multiplications in (0, 1 << 60):
+        thresholds = replace(ALWAYS, min_multiplications=min_multiplications)
+        for input in (torch.randn(shape), torch.randn(*shape[:-1], 16)[..., ::2]):
+            input.requires_grad_()
+            found = GatedLinear(linear, None, thresholds)(input * 1)
+            found += 1
+            found.clamp_(min=0)
+            wanted = (linear(input * 1) + 1).clamp(min=0)
+            assert found.shape == wanted.shape
+            for ours, theirs in zip(
+                *(torch.autograd.grad(one.sum(), [input, *linear.parameters()]) for one in (found, wanted)), strict=True
+            ):
+                assert (ours - theirs).abs().max() < 1e-5

@@ -115,6 +115,7 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
         )
     # Off unless it is asked for, so that fp32 means the same on every GPU.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    _compute_deterministically(config.deterministic)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -128,6 +129,15 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
     if accelerator.is_main_process and accelerator.num_processes > 1:
         logger.info("{} processes on {}", accelerator.num_processes, accelerator.device.type)
     return accelerator
+
+
+def _compute_deterministically(is_asked: bool) -> None:
+    """Let torch take only algorithms whose sums have a fixed order; it raises where there is none."""
+    import torch
+
+    if is_asked:  # cuBLAS reads it when it is used first.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_asked)
 
 
 def is_shared() -> bool:

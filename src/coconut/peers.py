@@ -37,7 +37,11 @@ class Peers:
 
     def own(self, num_rows: int) -> range:
         """Return the rows that are this process's part of so many."""
-        return range(num_rows)[self.rank :: self.count]
+        return self.part_of(self.rank, num_rows)
+
+    def part_of(self, rank: int, num_rows: int) -> range:
+        """Return the rows that are a process's part of so many."""
+        return range(num_rows)[rank :: self.count]
 
     def wait(self) -> None:
         """Return when every process has come here.

@@ -319,6 +319,9 @@ class RuntimeConfig:
     how often they are gathered: once per update, or once per pass."""
     launcher: Annotated[str | None, Word("none")] = None
     """A command, `srun --ntasks-per-node=1`, that starts the stage once on every host of an allocation."""
+    deterministic: bool = False
+    """Whether a GPU, too, computes the same bytes from the same numbers, by slower algorithms where it must; a CPU
+    always does."""
 
 
 @dataclass(frozen=True)

@@ -200,22 +200,24 @@ class Evaluator:
 
     def _by_place(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[Any]:
         """Return what the work finds for each view, in their order."""
+        orders = self._orders(views)
         parts = self._parts(views, work, rows_each=rows_each)
         found = {
             place: row
-            for rank, part in enumerate(parts)
-            for place, row in zip(self._order(views, rank), part, strict=True)
+            for order, part in zip(orders, parts, strict=True)
+            for place, row in zip(order, part, strict=True)
         }
         return [found[place] for place in range(len(views))]
 
-    def _order(self, views: Sequence[View], rank: int) -> list[int]:
-        """Return the places of the views that a process works on, the longest first, so that little is padded."""
+    def _orders(self, views: Sequence[View]) -> list[list[int]]:
+        """Return the places of the views that each process works on, the longest first, so that little is padded."""
         order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
-        return order[rank :: self.peers.count]
+        peers = self.peers
+        return [[order[number] for number in peers.part_of(rank, len(order))] for rank in range(peers.count)]
 
     def _parts(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[list[Any]]:
         """Return what the work finds in the part of each process; see `_in_batches`."""
-        own = self._order(views, self.peers.rank)
+        own = self._orders(views)[self.peers.rank]
         return self.peers.collect(lambda: self._in_batches(own, work, rows_each=rows_each), Interrupted)
 
     def _in_batches(self, order: Sequence[int], work: Work, *, rows_each: int) -> list[Any]:

@@ -183,7 +183,7 @@ class Objective:
     def _pieces(self, views: Sequence[View], rank: int) -> list[list[int]]:
         """Cut the rows of a process into micro-batches."""
         # Rows of similar length share a micro-batch, so that little is padded; the update is the same.
-        own = range(len(views))[rank :: self.peers.count]
+        own = self.peers.part_of(rank, len(views))
         ordered = sorted(own, key=lambda row: len(views[row].input_ids))
         return [ordered[start : start + self.micro_batch] for start in range(0, len(ordered), self.micro_batch)]
 

@@ -140,7 +140,7 @@ def _alias(part: Tensor) -> Tensor:
     Autograd refuses a backward pass through a saved tensor that was written to since; passes only write columns
     behind those that earlier ones have saved.
     """
-    return part.new_empty(0).set_(part.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+    return part.data
 
 
 class _Gradients:
@@ -151,8 +151,9 @@ class _Gradients:
         self.clear()
 
     def clear(self) -> None:
-        self.wide: list[tuple[Tensor, Tensor]] = []
-        """Gradients of all keys and values so far, one pair from each pass that torch's kernel computed."""
+        self.summed: tuple[Tensor, Tensor] | None = None
+        """Of keys and values, B x K x T x d: the sum over the passes that torch's kernel computed. The last of them
+        has read most columns, so that there is room for those of the others."""
         self.factors: Factors | None = None
         """Of all other passes, the last one first; allocated with room for those to come."""
         self.num_queries = 0
@@ -162,7 +163,22 @@ class _Gradients:
         if self.backward.is_another():
             self.clear()
 
-    def add(self, factors: Factors, *, num_left: int) -> None:
+    def add(self, keys_BKTd: Tensor, values_BKTd: Tensor, current: Pass) -> None:
+        """Add the gradients of all keys and values that a pass has read."""
+        if self.summed is not None:
+            for total, part in zip(self.summed, (keys_BKTd, values_BKTd), strict=True):
+                total.narrow(2, 0, part.shape[2]).add_(part)
+        elif current.start == 0:  # No other pass adds to them.
+            self.summed = keys_BKTd, values_BKTd
+        else:
+            # One column of it is then one piece of memory, as the layers before read it.
+            keys, values = (
+                part.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+                for part in (keys_BKTd, values_BKTd)
+            )
+            self.summed = keys, values
+
+    def add_factors(self, factors: Factors, *, num_left: int) -> None:
         """Add the factors of a pass; `num_left` queries are to come in all, with these."""
         num_queries = factors[0].shape[1]
         if num_left == num_queries and self.factors is None:
@@ -179,7 +195,7 @@ class _Gradients:
 
     def of_columns(self, columns: slice, num_rows: int) -> tuple[Tensor | None, Tensor | None]:
         """Sum the gradients of these columns' keys and values, B x K x S x d, over all passes that have read them."""
-        keys, values = ([pair[i][:, :, columns] for pair in self.wide] for i in (0, 1))
+        keys, values = ([total[:, :, columns]] for total in self.summed) if self.summed else ([], [])
         if self.factors is not None:
             query, scores, probabilities, out = (factor[:, : self.num_queries] for factor in self.factors)
             for parts, seen, given in ((keys, scores, query), (values, probabilities, out)):
@@ -211,7 +227,7 @@ class _Append(torch.autograd.Function):
         gradients: _Gradients = ctx.gradients
         gradients.begin()
         if keys_gradient is not None and values_gradient is not None:
-            gradients.wide.append((keys_gradient, values_gradient))
+            gradients.add(keys_gradient, values_gradient, ctx.current)
         key, value = gradients.of_columns(ctx.current.columns, ctx.num_rows)
         if ctx.current.start == 0:
             gradients.clear()
@@ -268,7 +284,7 @@ class _Attend(torch.autograd.Function):
                 kept_gradient = torch.where(kept > 0, kept_gradient * (kept / probabilities), 0.0)
             scores_gradient = layer.scores_gradient(kept_gradient, probabilities).mul_(ctx.scaling).to(query.dtype)
             query_gradient = torch.bmm(scores_gradient, keys).view_as(query_BHSd)
-            layer.gradients.add((query, scores_gradient, kept, out_gradient), num_left=ctx.num_left)
+            layer.gradients.add_factors((query, scores_gradient, kept, out_gradient), num_left=ctx.num_left)
         key, value = layer.gradients.of_columns(ctx.current.columns, len(layer.keys_BKCd))
         if ctx.current.start == 0:
             layer.gradients.clear()

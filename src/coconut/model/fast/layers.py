@@ -6,15 +6,19 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import gelu
+from torch.nn.functional import rms_norm as fused_rms_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from coconut.model.batch import Batch
-from coconut.model.fast.gates import GatedLinear
+from coconut.model.fast.gates import Conversion, GatedLinear
+from coconut.model.fast.rotation import rotations_of
+from coconut.model.fast.same_code import is_same_code
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.fast.tied import TiedEmbeddings, is_tied
 
@@ -43,16 +47,20 @@ class BatchLayers:
         self.forwards: list[Forward] = []
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
         thresholds = thresholds or Thresholds()
+        self.conversion = Conversion()
+        self.rotations = rotations_of(model)
         for module in model.modules():
             if "forward" in module.__dict__:
                 continue  # Somebody else has replaced it already, on purpose.
             if type(module) is NewGELUActivation:
                 self.forwards.append((module, fused_gelu))
+            elif is_same_code(getattr(type(module), "forward", None), LlamaRMSNorm.forward):
+                self.forwards.append((module, partial(rms_norm, module)))
             elif type(module) in (nn.Linear, Conv1D):
                 max_kept = module.weight.numel() if saves_memory else None
                 if module is head:
                     max_kept = min(module.weight.numel(), thresholds.max_kept_of_head)
-                layer = GatedLinear(module, max_kept, thresholds)
+                layer = GatedLinear(module, max_kept, thresholds, self.conversion)
                 self.forwards.append((module, layer))
                 if module is head and is_tied(embeddings, layer):
                     self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer, batch)))
@@ -70,7 +78,7 @@ class BatchLayers:
             forwards += [(block, self._checkpointed(block, recompute_in)) for block in self.blocks]
         self.is_active = True
         try:
-            with _replaced(forwards):
+            with _replaced(forwards), self._rotating():
                 yield
         finally:
             self.is_active = False
@@ -83,11 +91,24 @@ class BatchLayers:
                 if not self.is_active:  # In the backward pass.
                     inside = set(block.modules())
                     stack.enter_context(_replaced([pair for pair in self.forwards if pair[0] in inside]))
+                    stack.enter_context(self._rotating())
                     stack.enter_context(recompute_in())
                 # The class's own `forward`: the block's is the one that is made here.
                 return type(block).forward(block, *args, **kwargs)
 
         return partial(checkpoint, run, use_reentrant=False)
+
+    @contextmanager
+    def _rotating(self) -> Iterator[None]:
+        """Rotate our way until the block ends; then nothing is kept of what the layers of a pass share."""
+        try:
+            for rotation in self.rotations:
+                rotation.install()
+            yield
+        finally:
+            for rotation in self.rotations:
+                rotation.remove()
+            self.conversion.clear()
 
 
 def checkpointable_blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -112,4 +133,12 @@ def _replaced(forwards: Sequence[Forward]) -> Iterator[None]:
 
 def fused_gelu(input: Tensor) -> Tensor:
     """Apply GPT-2's activation as one operation instead of eight; it keeps one tensor instead of five."""
-    return functional.gelu(input, approximate="tanh")
+    return gelu(input, approximate="tanh")
+
+
+def rms_norm(module: Any, hidden: Tensor) -> Tensor:
+    """Normalise as one operation, where the device has it, instead of six."""
+    if hidden.dtype != module.weight.dtype:  # torch's would return another precision.
+        normed: Tensor = type(module).forward(module, hidden)
+        return normed
+    return fused_rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -27,6 +28,8 @@ from coconut.model.fast.attention import LayerColumns, Link, Pass
 from coconut.model.fast.thresholds import Thresholds
 
 INTERFACE = "coconut_store"
+_ALIGNED_COLUMNS = 8
+"""Of numbers of 2 bytes in 16 bytes."""
 
 
 @dataclass
@@ -55,6 +58,8 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
         self.is_real_BC = is_real_BC
         self.is_real_on_cpu_BC = is_real_BC.cpu() if is_real_on_cpu_BC is None else is_real_on_cpu_BC
         self.is_padded = not bool(self.is_real_on_cpu_BC.all())
+        self.padding: dict[torch.dtype, Tensor] = {}
+        """What hides padding, B x C, where it is added to the scores; see `_padding`."""
         self.layers_read: dict[int, LayerColumns] = {}
         self.links: dict[int, Link] = {}
         """Of each layer. A layer must not hold its own: the graph that it ends in holds the layer."""
@@ -114,6 +119,7 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows."""
         self.is_real_BC = self.is_real_BC[indices]
+        self.padding.clear()
         for layer in self.layers_read.values():
             layer.keys_BKCd, layer.values_BKCd = layer.keys_BKCd[indices], layer.values_BKCd[indices]
 
@@ -151,7 +157,12 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
         else:
             keys, values = layer.append(key, value, link, current)
             mask = None if current.start == 0 and not self.is_padded else self._mask(query)
-            out_BSHd, _ = sdpa_attention_forward(module, query, keys, values, mask, dropout=dropout, scaling=scaling)
+            if current.num_columns == 1:
+                out_BSHd = _attend_from_one(query, keys, values, mask, dropout=dropout, scaling=scaling)
+            else:
+                out_BSHd, _ = sdpa_attention_forward(
+                    module, query, keys, values, mask, dropout=dropout, scaling=scaling
+                )
         return self.pack(out_BSHd, current)
 
     def _prepared(self, tensor: Tensor, current: CurrentPass) -> Tensor:
@@ -184,13 +195,38 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
         return current.masks[dtype, num_heads]
 
     def _additive_mask(self, current: CurrentPass, dtype: torch.dtype) -> Tensor:
+        if current.num_columns == 1:
+            return self._padding(dtype)[:, None, None, : current.stop]
         columns_T = torch.arange(current.stop, device=self.is_real_BC.device)
         is_hidden = (columns_T[None, :] > columns_T[current.start :, None])[None, None]
         if self.is_padded:
             is_hidden = is_hidden | ~self.is_real_BC[:, None, None, : current.stop]
-        # Finite: a padded column that sees nothing must not become NaN.
-        mask = torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device)
-        return mask.masked_fill_(is_hidden, torch.finfo(dtype).min)
+        return _lowest_where(is_hidden, dtype)
+
+    def _padding(self, dtype: torch.dtype) -> Tensor:
+        """Return what hides padding from a column that sees all others, once for all passes of one column."""
+        if dtype not in self.padding:
+            # Rows begin at multiples of 16 bytes, or CUDA's kernels would copy the mask to where they do.
+            num_added = -self.is_real_BC.shape[1] % _ALIGNED_COLUMNS
+            self.padding[dtype] = _lowest_where(functional.pad(~self.is_real_BC, (0, num_added)), dtype)
+        return self.padding[dtype]
+
+
+def _attend_from_one(
+    query_BH1d: Tensor, keys_BKTd: Tensor, values_BKTd: Tensor, mask: Tensor | None, *, dropout: float, scaling: float
+) -> Tensor:
+    """Attend from one column, B x 1 x H x d. Heads that share keys stand as columns, so that no key is copied."""
+    query_BKGd = query_BH1d.squeeze(2).unflatten(1, (keys_BKTd.shape[1], -1))
+    out_BKGd = functional.scaled_dot_product_attention(
+        query_BKGd, keys_BKTd, values_BKTd, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    return out_BKGd.flatten(1, 2)[:, None]
+
+
+def _lowest_where(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    # Finite: a padded column that sees nothing must not become NaN.
+    mask = torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device)
+    return mask.masked_fill_(is_hidden, torch.finfo(dtype).min)
 
 
 def _attend(

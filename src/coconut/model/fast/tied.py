@@ -52,8 +52,8 @@ class TiedEmbeddings:
             self.head.weight = self.shared
             self.head.gate(autocast_dtype(self.shared))
         # Repeated ids are found on the CPU where the batch has them there, so that no accelerator is waited for.
-        is_of_batch = self.batch is not None and ids is self.batch.input_ids_BT
-        host_ids = self.batch.host.input_ids_BT if self.batch is not None and is_of_batch else ids
+        batch = self.batch
+        host_ids = batch.host.input_ids_BT if batch is not None and ids is batch.input_ids_BT else ids
         looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows, host_ids)  # type: ignore[no-untyped-call]
         return looked_up
 
