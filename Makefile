@@ -66,10 +66,10 @@ prune:  ## delete resume states that nothing would use
 	@python -m coconut prune
 
 test: $(STAMP)  ## every test
-	python -m pytest -n auto
+	python -m pytest -n auto --dist worksteal
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	python -m pytest -n auto -m "not slow"
+	python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(STAMP)  ## ruff format, ruff check, mypy --strict
 	ruff format --check .

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coconut.config.params import load_params
-from coconut.devices import build_accelerator, is_out_of_memory
+from coconut.devices import build_accelerator, evaluation_precision, is_out_of_memory
 from coconut.model.feedback import build_feedback
 from coconut.training.objective import Objective
 from families import build_family
@@ -44,6 +44,25 @@ def test_deterministic_algorithms_are_taken_exactly_where_they_are_asked_for(mon
         build_accelerator(dataclasses.replace(RUNTIME, deterministic=is_asked), "fp32")
         found.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
     assert found == [(False, False), (True, True), (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asked", "taken"),
+    [
+        ({"architecture": "x86_64"}, "bf16", "fp32"),
+        ({"architecture": "x86_64", "avx512_bf16": False}, "bf16", "fp32"),
+        ({"architecture": "x86_64"}, "fp32", "fp32"),
+        ({"architecture": "x86_64"}, "tf32", "tf32"),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "bf16", "bf16"),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", "bf16"),
+        ({"architecture": "aarch64"}, "bf16", "bf16"),
+    ],
+)
+def test_evaluation_takes_fp32_where_a_cpu_has_no_instructions_for_bf16(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], asked: str, taken: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert evaluation_precision(RUNTIME, asked) == taken
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])

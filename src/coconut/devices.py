@@ -16,6 +16,8 @@ from coconut.peers import Peers
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""By any of which an x86 processor multiplies in bf16, as torch names them."""
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for each other, while the first one writes a checkpoint say, before they count as stuck."""
 
@@ -93,6 +95,21 @@ def check_device(config: RuntimeConfig) -> None:
 
     if not torch.cuda.is_available():
         raise ValueError("runtime.device: found cuda, but torch sees no GPU here; use auto or cpu")
+
+
+def evaluation_precision(config: RuntimeConfig, precision: str) -> str:
+    """Return the precision to evaluate in: float32 in place of bf16 on an x86 processor without instructions for it.
+
+    Such a processor converts every number, and takes longer than in float32. Training is in what was asked for.
+    """
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    is_slow = found.get("architecture") == "x86_64" and not any(found.get(name) for name in _BF16_INSTRUCTIONS)
+    if precision != "bf16" or not is_slow or (config.device != "cpu" and torch.cuda.is_available()):
+        return precision
+    logger.warning("evaluate.precision: fp32 is taken, as this processor computes bf16 more slowly")
+    return "fp32"
 
 
 def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":

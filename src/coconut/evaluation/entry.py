@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from tqdm import tqdm
@@ -17,7 +17,15 @@ from coconut.config.schema import BASE, EvaluateConfig, Params
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.views import MarkerIds
-from coconut.devices import Stopwatch, build_accelerator, is_shared, machine_load, peak_memory_mb, peers_of
+from coconut.devices import (
+    Stopwatch,
+    build_accelerator,
+    evaluation_precision,
+    is_shared,
+    machine_load,
+    peak_memory_mb,
+    peers_of,
+)
 from coconut.evaluation.answers import same_answer
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import Outcome, chain_matches, read_answer
@@ -39,6 +47,9 @@ from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling
 from coconut.peers import Peers
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 _BYTES_PER_PREDICTION = 150
 """On disk, without its text."""
 _TRAIN_KEYS = (
@@ -57,7 +68,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         OSError: if the outputs cannot be written.
     """
     check_entry(params, name)
-    peers = peers_of(build_accelerator(params.runtime, params.evaluate.precision)) if is_shared() else Peers()
+    peers = peers_of(_accelerator(params)) if is_shared() else Peers()
     training = _training_metrics(name)
     names = find_test_sets()
     check_free_space({OUTPUTS_DIR / name: _num_bytes(params, names)})
@@ -158,9 +169,13 @@ def check_entry(params: Params, name: str) -> None:
         )
 
 
+def _accelerator(params: Params) -> "Accelerator":
+    return build_accelerator(params.runtime, evaluation_precision(params.runtime, params.evaluate.precision))
+
+
 def open_evaluator(params: Params, name: str) -> Evaluator:
     """The entry's model, ready to be scored on the view that it was trained for."""
-    accelerator = build_accelerator(params.runtime, params.evaluate.precision)
+    accelerator = _accelerator(params)
     folder = checkpoint_dir(name)
     model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device))
     if meta is None and name != BASE:
