@@ -23,7 +23,7 @@ from coconut.report.tables import Table
 if TYPE_CHECKING:
     from coconut.planning.trial import EntryTimes
 
-_DVC_S = 0.6
+_DVC_S = 0.9
 """What DVC takes around a stage: it hashes what the stage read and wrote, and writes its record."""
 _OTHERS_S = {"report": 4.0, "encode": 3.0, "preprocess": 2.0}
 """Stages that take seconds on the embedded data, and of which nothing is known before they have run."""
