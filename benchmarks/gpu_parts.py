@@ -303,7 +303,8 @@ def sharded(device: str, *, small: bool) -> Found:
     """Run the same with the weights in two parts, gathered once per update, and once per pass."""
     if skipped := _too_few(device):
         return skipped
-    return {kind: _run_pipeline(device, small=small, processes=2, sharding=kind) for kind in ("update", "pass")}
+    kinds = ("pass",) if small else ("update", "pass")
+    return {kind: _run_pipeline(device, small=small, processes=2, sharding=kind) for kind in kinds}
 
 
 def srun(device: str, *, small: bool) -> Found:

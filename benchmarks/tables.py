@@ -12,7 +12,8 @@ def write(results_dir: Path) -> None:
     """Write `results.md` from all parts that were ever measured."""
     lines = ["# Results", "", "Written by `make bench`; do not edit. Ratios are of medians taken in turns.", ""]
     for device in ("cpu", "cuda"):
-        parts = {path.stem: json.loads(path.read_text("utf-8")) for path in (results_dir / device).glob("*.json")}
+        paths = (path for path in (results_dir / device).glob("*.json") if path.stem in SECTIONS)
+        parts = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
         lines.append(f"## {device}")
         lines.append("")
         if not parts:

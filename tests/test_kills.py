@@ -1,6 +1,6 @@
 """SIGKILL at random moments of the real pipeline: nothing is lost, nothing is redone, every byte is the same.
 
-`COCONUT_KILLS` says how many (6 by default, for CI); `COCONUT_KILLS_SEED` makes the draws. The summary
+`COCONUT_KILLS` says how many (4 by default, for CI); `COCONUT_KILLS_SEED` makes the draws. The summary
 goes to the test's output: `pytest tests/test_kills.py -s`.
 """
 
@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="trainers die with dvc on Linux only"),
 ]
 
-NUM_KILLS = int(os.environ.get("COCONUT_KILLS", "6"))
+NUM_KILLS = int(os.environ.get("COCONUT_KILLS", "4"))
 SEED = int(os.environ.get("COCONUT_KILLS_SEED", "0"))
 
 RECIPE: dict[str, Any] = {

@@ -26,7 +26,7 @@ from coconut.model.passes import PassOptions
 from families import build_family
 from ways import WAYS
 
-SECONDS = float(os.environ.get("COCONUT_COMPARE_S", "45"))
+SECONDS = float(os.environ.get("COCONUT_COMPARE_S", "30"))
 SEED = int(os.environ.get("COCONUT_COMPARE_SEED", "0"))
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo", "cohere", "opt")
 OVERRIDES: dict[str, list[dict[str, Any]]] = {
