@@ -163,6 +163,7 @@ def test_absurd_numbers_are_compared_at_once(one, other, expected):
     assert same_answer(one, other) == same_answer(other, one) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)  # Milliseconds; a pattern that tracks back would need many minutes.
 @pytest.mark.parametrize(
     "junk",

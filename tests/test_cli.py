@@ -96,6 +96,7 @@ def test_the_version_is_that_of_the_package(tmp_path):
     assert coconut(tmp_path, "--version").stdout == f"coconut {package.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error_message():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(

@@ -160,6 +160,7 @@ def check_damages(whole: Path, folder: Path, name: str, num_damages: int, seed: 
             assert "; " in message, f"no cure: {place}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_named_in_one_message(whole, tmp_path, name):
     check_damages(whole, tmp_path / "damaged", name, 30 if name.startswith("raw") else 9, seed=0)

@@ -139,6 +139,7 @@ def test_a_form_equals_its_definition_in_loss_and_gradients(family: str, thought
         assert (found[name] - gradient).abs().max() < 1e-4 * max(1.0, float(gradient.abs().max())), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thought", DEFINITIONS)
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
 def test_a_form_generates_what_its_definition_generates(family: str, thought: str) -> None:

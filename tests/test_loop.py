@@ -162,6 +162,7 @@ def test_a_request_to_stop_during_validation_saves_the_state_before_it(params: P
     assert untimed(second.position.history) == untimed(straight.position.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7, 10])
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, select: str) -> None:

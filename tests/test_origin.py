@@ -96,6 +96,7 @@ def test_the_vocabulary_does_not_depend_on_the_order_of_the_examples(run):
     assert vocabularies[0] == vocabularies[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bare_config_of_each_family_gives_a_model(family, run, tmp_path):
     build_tiny_model(family).config.save_pretrained(tmp_path / family)

@@ -344,6 +344,7 @@ def stage(folder, params):
     )
 
 
+@pytest.mark.slow
 def test_the_shipped_default_is_preprocessed_with_one_line_per_split(tmp_path):
     result = stage(tmp_path, (REPOSITORY / "params.yaml").read_text())
     assert result.returncode == 0, result.stderr

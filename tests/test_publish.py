@@ -44,6 +44,7 @@ def run_code(card: str, folder: Path) -> str:
     return printed.getvalue().removesuffix("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("thought", ["hidden[-1]", "normalised"])
 @pytest.mark.parametrize("markers", [False, True])

@@ -51,6 +51,7 @@ def test_a_recipe_loads(path: Path) -> None:
         parse_thought(entry.latent.thought)
 
 
+@pytest.mark.slow
 @each_recipe
 def test_dvc_makes_all_stages_of_every_entry(path: Path, dvc_dir: Path) -> None:
     shutil.copy(path, dvc_dir / "params.yaml")

@@ -94,6 +94,7 @@ SAMPLINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("num_latents", [0, 1, 3])

@@ -69,6 +69,7 @@ def test_an_edit_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
     assert "preprocess: changed while it ran: params.yaml: data. Its outputs do not count" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
 def test_no_stage_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     project = make_folder(tmp_path / "project", LONG)

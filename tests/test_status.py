@@ -47,6 +47,7 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.slow
 def test_a_finished_pipeline_is_done(root):
     assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "done"}
 

@@ -237,6 +237,7 @@ def test_checkpointed_activations_run_every_pass_again_but_those_of_one_column(
     assert len(passes) == 6
 
 
+@pytest.mark.slow
 def test_a_batch_leaves_nothing_behind(
     tiny_lm: PreTrainedModel, stores: list["weakref.ref[ColumnStore]"], options: PassOptions
 ) -> None:
