@@ -19,7 +19,9 @@ WAYS = {
     "narrow": PassOptions(),
     "store, torch's kernel": PassOptions(thresholds=replace(_ALWAYS, max_scores=12)),
     "store, own attention": PassOptions(thresholds=_ALWAYS),
-    "store, as on an accelerator": PassOptions(thresholds=replace(_ALWAYS, max_scores=0, min_packed_work=1 << 30)),
+    "store, as on an accelerator": PassOptions(
+        thresholds=replace(Thresholds().on("cuda"), min_width=0, min_weight_elements=0, min_multiplications=0)
+    ),
 }
 """`narrow` is what a model of the default's size takes: our layers on the library's cache. With `max_scores=12` only
 passes of one column are attended by our own code."""
