@@ -49,7 +49,7 @@ FORMS = {
     "thin spaces": lambda number: f"{number:,f}".replace(",", "\u2009"),
     "sign": lambda number: f"{number:+f}",
     "minus sign": lambda number: f"{number:f}".replace("-", "\u2212"),
-    "decimals": lambda number: f"{number:.9f}",
+    "decimals": lambda number: f"{number:.12f}",
     "no zero in front": lambda number: re.sub(r"^(-?)0\.(?=\d)", r"\1.", f"{number:f}"),
     "exponent": lambda number: f"{number:e}",
     "large exponent": lambda number: f"{number:E}",

@@ -229,7 +229,7 @@ def icot_run(params: Params, **changes: Any) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("stop_at", [1, 6, 7, 11])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(6, marks=pytest.mark.slow), 7, 11])
 @pytest.mark.parametrize("reset", [False, True], ids=["one-optimiser", "reset"])
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
     straight = icot_run(params, reset_optimizer=reset)

@@ -54,7 +54,7 @@ def make_talkative(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("markers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bare", "markers"])
-@pytest.mark.parametrize("num_latents", [0, pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("num_latents", [*(pytest.param(number, marks=pytest.mark.slow) for number in (0, 1)), 4])
 def test_batched_cached_decoding_equals_uncached_decoding_of_one_row(
     tiny_lm: PreTrainedModel, num_latents: int, markers: bool, ways: dict[str, Any], share_kept: float
 ) -> None:

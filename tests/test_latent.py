@@ -66,10 +66,10 @@ def assert_same_loss_and_gradients(
         assert (fast_gradients[name] - gradient).abs().max() < 1e-5, name
 
 
-@pytest.mark.parametrize("markers", [False, True], ids=["bare", "markers"])
+@pytest.mark.parametrize("markers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bare", "markers"])
 @pytest.mark.parametrize(
     "num_latents",
-    [(0, 0), (1, 1), (2, 2, 2), (3, 1), (0, 2, 4, 1), (6,)],
+    [(0, 0), pytest.param((1, 1), marks=pytest.mark.slow), (2, 2, 2), (3, 1), (0, 2, 4, 1), (6,)],
     ids=["none", "one", "equal", "ragged", "ragged-with-none", "alone"],
 )
 def test_cached_forward_equals_full_recomputation(
@@ -79,7 +79,7 @@ def test_cached_forward_equals_full_recomputation(
     assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0), options)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_unaligned_rows_give_the_same_numbers(tiny_lm: PreTrainedModel, side: str, options: PassOptions) -> None:
     views = make_views((2, 3, 0), seed=3)
     alone = [collate([view], pad_id=0)[:5] for view in views]
@@ -187,7 +187,7 @@ def test_padding_never_changes_a_hidden_state(tiny_lm: PreTrainedModel, options:
     assert torch.equal(before[~is_padding_BT], after[~is_padding_BT])
 
 
-@pytest.mark.parametrize("max_logits", [1, 64 * 3, 1 << 20])
+@pytest.mark.parametrize("max_logits", [pytest.param(1, marks=pytest.mark.slow), 64 * 3, 1 << 20])
 def test_the_chunked_loss_equals_the_whole(tiny_lm: PreTrainedModel, max_logits: int, options: PassOptions) -> None:
     views = make_views((2, 0, 1))
     assert_same_loss_and_gradients(tiny_lm, views, collate(views, pad_id=0), replace(options, max_logits=max_logits))

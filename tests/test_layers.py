@@ -248,7 +248,10 @@ def of_the_librarys_layers(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("chunk", [1 << 25, 3 * VOCAB_SIZE], ids=["at-once", "in-chunks"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", "gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "qwen2", "gemma"))],
+)
 def test_tied_embeddings_get_the_gradient_of_both_uses(family: str, checkpoint_activations: bool, chunk: int) -> None:
     model = tied_model(family)
     expected = of_the_librarys_layers(model)

@@ -119,7 +119,7 @@ def what_reading_says(path: Path, content: bytes) -> str:
     return ""
 
 
-@pytest.mark.parametrize("flip", [0x01, 0xFF])
+@pytest.mark.parametrize("flip", [0x01, pytest.param(0xFF, marks=pytest.mark.slow)])
 def test_any_damaged_byte_is_an_error_or_another_number_and_never_a_crash(small_file, flip):
     """A number may be another one, which DVC's checksums notice; what says where they are must not lead outside."""
     path, whole = small_file

@@ -60,9 +60,10 @@ def offences(source: str) -> Iterator[str]:
                 yield f"passes {node.arg}={node.value.value}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_source_neither_pickles_nor_evaluates(path: Path) -> None:
-    assert list(offences(path.read_text(encoding="utf-8"))) == []
+def test_no_source_pickles_or_evaluates() -> None:
+    found = {path.relative_to(ROOT): list(offences(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert len(found) > 100
+    assert {path: sentences for path, sentences in found.items() if sentences} == {}
 
 
 @pytest.mark.parametrize(

@@ -326,9 +326,12 @@ def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(
         if kind == "pass" and "parallel_iterations" in case:
             continue
         check_case(name, alone, together)
-        num_gathers = float(together[f"{name}/cost"][5])
+        num_gathers, num_sums = together[f"{name}/cost"][5:7].tolist()
         # Once per update, what three do not divide padded; once per pass and layer, forwards and backwards.
         assert 0.999 < num_gathers < 1.1 if kind == "update" else num_gathers > 1.5
+        # A layer's gradients go after each pass, so that they are never whole for more than one layer and pass.
+        in_one_pass = case.get("num_thoughts") == 0 or "parallel_iterations" in case
+        assert 0.999 < num_sums < 1.1 if in_one_pass and "micro_batch" not in case else num_sums > 1.5, name
 
 
 @pytest.mark.slow
@@ -395,6 +398,49 @@ def test_what_shards_cannot_do_is_refused(encoded: Path, tmp_path: Path) -> None
     done = run(project, "dvc", "repro", "train@cot", check=False)
     assert done.returncode != 0
     assert "process 0: runtime.sharding: pass needs parallel_iterations 0" in done.stdout + done.stderr
+
+
+OUT_OF_MEMORY = """
+import torch
+from coconut.evaluation.evaluator import Evaluator
+from coconut.training.sharding import Shards
+
+def limited(method, rows_of, lasts):
+    left = [lasts]
+    def call(self, first, *others, **named):
+        left[0] -= 1
+        if os.environ.get("RANK") == "1" and left[0] < 0 and rows_of(first) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return method(self, first, *others, **named)
+    return call
+
+Shards.nll = limited(Shards.nll, lambda batch: len(batch.input_ids_BT), 20)
+if VALIDATES:
+    Evaluator._decode_batch = limited(Evaluator._decode_batch, len, 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["update", "pass"])
+def test_sharded_training_begins_again_with_what_fits_into_memory(kind: str, encoded: Path, left_behind: Path) -> None:
+    """One process of two runs out of memory, in an update, and where all read the same rows in a validation too."""
+    project = Path(shutil.copytree(encoded, left_behind))
+    write_params(project, {"runtime.sharding": kind, "runtime.save_every_s": 0, "curriculum.cot.epochs": 6})
+    script = project / "stages/train.py"
+    head, main = script.read_text().split("\ndef main", 1)
+    limits = OUT_OF_MEMORY.replace("VALIDATES", str(kind == "pass"))
+    script.write_text(f"{head}\nimport os\n{limits}\ndef main{main}")
+    shown = run(project, "dvc", "repro", "train@cot")
+    said = shown.stdout + shown.stderr
+    assert "process 1: out of memory with 8 rows at once; 4 are tried next, from the last saved state on" in said
+    assert "process 1: out of memory with 4 rows at once; 2 are tried next" in said
+    assert "resumed at update" in said, "what was trained is not lost"
+    assert "Traceback" not in said
+    summary = json.loads((project / "outputs/cot/train.json").read_text())
+    assert summary["micro_batch"] == 2
+    assert summary["train_oom_retries"] == said.count("are tried next") == (2 if kind == "update" else 4)
+    assert len((project / "outputs/cot/history.csv").read_text().splitlines()) == 7
+    assert not processes_in(project)
 
 
 # --- what is said ---------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_bf16_autocast_is_as_close_to_float32_as_the_librarys_cache(
     assert errors(options) < 1.5 * errors(PassOptions(fast=False))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 @pytest.mark.parametrize("way", WAYS)
 def test_checkpointed_activations_give_the_same_gradients(tiny_lm: PreTrainedModel, dropout: float, way: str) -> None:
     options = WAYS[way]

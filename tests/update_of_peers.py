@@ -4,6 +4,8 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,6 +60,24 @@ def limit_rows(objective: Objective, room: int) -> None:
     objective._nll = limited
 
 
+@contextmanager
+def counting(name: str) -> Iterator[list[tuple[int, int]]]:
+    """The elements of what enters and leaves torch's collective of this name, each time."""
+    found = []
+    collective = getattr(torch.distributed, name)
+
+    def counted(*tensors, **keywords):
+        given = [tensor for tensor in (*tensors, *keywords.values()) if isinstance(tensor, torch.Tensor)]
+        found.append(tuple(tensor.numel() for tensor in given))
+        return collective(*tensors, **keywords)
+
+    setattr(torch.distributed, name, counted)
+    try:
+        yield found
+    finally:
+        setattr(torch.distributed, name, collective)
+
+
 def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, torch.Tensor]:
     """One update's gradients and its cost; with shards, also how much of the weights was gathered."""
     case = dict(case)
@@ -83,19 +103,12 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     if peers_of(accelerator).rank == peers_of(accelerator).count - 1 and sharding == "none":
         limit_rows(objective, room)
     torch.manual_seed(7)
-    num_gathered = []
-    gather = torch.distributed.all_gather_single
-
-    def counting(output, *arguments, **keywords):
-        num_gathered.append(output.numel())
-        return gather(output, *arguments, **keywords)
-
-    torch.distributed.all_gather_single = counting
-    cost = objective.accumulate(views, parameters, stops=peers_of(accelerator).rank == 1)
-    torch.distributed.all_gather_single = gather
+    with counting("all_gather_single") as gathered, counting("reduce_scatter_single") as reduced:
+        cost = objective.accumulate(views, parameters, stops=peers_of(accelerator).rank == 1)
     found = {name: whole(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
     numbers = [cost.nll, cost.num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
-    numbers += [sum(num_gathered) / num_weights, objective.micro_batch, objective.num_oom_retries]
+    of_weights = [max(map(sum, zip(*sizes, strict=True)), default=0) / num_weights for sizes in (gathered, reduced)]
+    numbers += [*of_weights, objective.micro_batch, objective.num_oom_retries]
     # Every process must say the same.
     assert len({str(one) for one in peers_of(accelerator).gather(numbers)}) == 1
     return found | {"cost": torch.tensor(numbers, dtype=torch.float64)}

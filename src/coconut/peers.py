@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,33 @@ _BUCKET_ELEMENTS = 16_000_000
 
 class PeerLostError(Exception):
     """Another process of this stage has ended, so that what it should have sent will not come."""
+
+
+def is_lost_peer(error: BaseException | None) -> bool:
+    """Say whether an error arose since another process has ended, whatever it was wrapped into since.
+
+    Sharded layers send and receive within the model, where `Peers` has no part in it.
+    """
+    while error is not None:
+        # NCCL's errors have a type of their own; gloo's have the place in its sources that found the connection closed.
+        is_of_backend = type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError)
+        if isinstance(error, PeerLostError) or is_of_backend or "gloo/transport" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+class NoRoomError(Exception):
+    """Memory ran out in this process while others wait for what it was to send: all of them must begin again.
+
+    Args:
+        batch: the setting below `runtime` that limits such a batch.
+        num_rows: at least two, which were too many.
+    """
+
+    def __init__(self, batch: Literal["micro_batch", "eval_batch"], num_rows: int) -> None:
+        self.batch, self.fits = batch, num_rows // 2
+        super().__init__(f"out of memory with {num_rows} rows at once; {self.fits} are tried next")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling, sample
 from coconut.model.thoughts import Edit, SlotFeedback, pause_feedback
-from coconut.peers import Peers
+from coconut.peers import NoRoomError, Peers
 from coconut.pipeline.signals import Interrupted
 
 Work = Callable[[Sequence[int]], list[Any]]
@@ -58,6 +58,8 @@ class Evaluator:
     """What a number may differ by from the gold one."""
     peers: Peers = field(default_factory=Peers)
     """Each of them does its part of the rows, and all of them return the whole."""
+    in_step: bool = False
+    """Whether other processes read the same rows at the same time, so that none can begin a batch again by itself."""
     poll: Callable[[], None] = field(default=lambda: None)
     """Called before each batch; raises `Interrupted` to give up, here and in all other processes."""
     num_oom_retries: int = 0
@@ -180,7 +182,7 @@ class Evaluator:
                 nll, num_tokens = latent_nll(self.model, self.feedback, batch, self.options)
             return [(float(nll), num_tokens)]
 
-        sums = [found for part in self._parts(views, score_batch) for found in part]
+        sums = [found for part in self._parts(self._orders(views), score_batch) for found in part]
         nll, num_tokens = (sum(parts) for parts in zip(*sums, strict=True)) if sums else (0.0, 0)
         return float(nll) / max(1, num_tokens)
 
@@ -201,7 +203,7 @@ class Evaluator:
     def _by_place(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[Any]:
         """Return what the work finds for each view, in their order."""
         orders = self._orders(views)
-        parts = self._parts(views, work, rows_each=rows_each)
+        parts = self._parts(orders, work, rows_each=rows_each)
         found = {
             place: row
             for order, part in zip(orders, parts, strict=True)
@@ -215,9 +217,9 @@ class Evaluator:
         peers = self.peers
         return [[order[number] for number in peers.part_of(rank, len(order))] for rank in range(peers.count)]
 
-    def _parts(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[list[Any]]:
-        """Return what the work finds in the part of each process; see `_in_batches`."""
-        own = self._orders(views)[self.peers.rank]
+    def _parts(self, orders: Sequence[Sequence[int]], work: Work, *, rows_each: int = 1) -> list[list[Any]]:
+        """Return what the work finds in the part of each process, given the places of each; see `_in_batches`."""
+        own = orders[self.peers.rank]
         return self.peers.collect(lambda: self._in_batches(own, work, rows_each=rows_each), Interrupted)
 
     def _in_batches(self, order: Sequence[int], work: Work, *, rows_each: int) -> list[Any]:
@@ -229,6 +231,7 @@ class Evaluator:
         Raises:
             Interrupted: if `poll` says so.
             ValueError: if the model fails on a batch, naming its rows.
+            NoRoomError: memory ran out `in_step` with other processes.
         """
         found: list[Any] = []
         done = 0
@@ -241,6 +244,8 @@ class Evaluator:
                 if len(places) == 1 or not is_out_of_memory(error):
                     shown = ", ".join(map(str, places[:16])) + (", ..." if len(places) > 16 else "")
                     raise ValueError(f"rows {shown}: the model failed: {explain_failure(error)}") from error
+                if self.in_step:
+                    raise NoRoomError("eval_batch", len(places) * rows_each) from error
                 self.batch_size = len(places) // 2 * rows_each
                 self.num_oom_retries += 1
                 logger.warning("out of memory with {} rows; going on with {}", len(places) * rows_each, self.batch_size)

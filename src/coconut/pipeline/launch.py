@@ -27,13 +27,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from loguru import logger
+
 from coconut.files import replace_file, system_error
 from coconut.pipeline.dvc_file import read_mapping
 from coconut.pipeline.gpus import processes_of
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import AGENT, STOP_SIGNALS, die_with_parent
-from coconut.pipeline.stage import LOST_PEER, run_stage
+from coconut.pipeline.stage import LOST_PEER, NO_ROOM, run_stage
 
 RUN_ID = "COCONUT_RUN_ID"
 """The environment's name for a run on several hosts; where it is set, this process is one of its hosts."""
@@ -153,11 +155,16 @@ def _run_in_processes(count: int) -> None:
             signals_to_handle=",".join(heeded),
         )
         try:
-            elastic_launch(config, sys.executable)(*sys.argv)
+            while True:
+                try:
+                    elastic_launch(config, sys.executable)(*sys.argv)
+                    return
+                except ChildFailedError as failed:
+                    # Other hosts would have to begin again too: there the next `dvc repro` does it.
+                    if is_one_of_many or not _can_begin_again(failed.failures):
+                        _explain(failed.failures)
         except SignalException as stop:
             sys.exit(128 + stop.sigval)
-        except ChildFailedError as failed:
-            _explain(failed.failures)
 
 
 def _find_endpoint(host: int) -> str:
@@ -194,6 +201,22 @@ def _endpoint_file(run_id: str) -> Path:
     return resume_dir() / "hosts" / run_id
 
 
+def _can_begin_again(failures: Mapping[int, Any]) -> bool:
+    """Say, here and in the log, whether processes failed only since one of them had too little memory for its rows."""
+    causes = _causes(failures)
+    if set(causes.values()) != {NO_ROOM}:
+        return False
+    rank = min(causes)
+    logger.warning("process {}: {}, from the last saved state on", rank, failures[rank].message)
+    return True
+
+
+def _causes(failures: Mapping[int, Any]) -> dict[int, int]:
+    """Return the exit codes by rank, without those of processes that another one took along."""
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    return {rank: code for rank, code in codes.items() if code != LOST_PEER and code not in _ASKED_TO_STOP}
+
+
 def _explain(failures: Mapping[int, Any]) -> None:
     """Say why processes failed; what one of them began, others may only have followed.
 
@@ -202,8 +225,7 @@ def _explain(failures: Mapping[int, Any]) -> None:
         SystemExit: with its exit code, where all of them were asked to stop.
     """
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
-    # A process that lost another one is not the cause.
-    causes = {rank: code for rank, code in codes.items() if code != LOST_PEER and code not in _ASKED_TO_STOP}
+    causes = _causes(failures)
     if not causes and any(code in _ASKED_TO_STOP for code in codes.values()):
         sys.exit(max(code for code in codes.values() if code in _ASKED_TO_STOP))
     rank = min(causes or codes, key=lambda one: (failures[one].timestamp, one))
@@ -211,6 +233,8 @@ def _explain(failures: Mapping[int, Any]) -> None:
     record = failure.error_file_data if isinstance(failure.error_file_data, dict) else {}
     if record.get("is_described"):
         message = f"process {rank}: {failure.message}"
+        if failure.exitcode == NO_ROOM:
+            message += "; `dvc repro` continues from the last saved state"
         raise system_error(errno.EAGAIN, message) if record.get("can_pass") is True else ValueError(message)
     if failure.exitcode < 0:
         how = f"was ended by {failure.signal_name()}"

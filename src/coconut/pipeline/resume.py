@@ -5,6 +5,7 @@ stage, and outside of the temporary work trees of `dvc exp run --temp` and the q
 
     lock                     held (flock) by the one trainer that uses this folder
     progress.json            where it is, for `coconut status`
+    room-1.json              what fits into memory, if a process found out that less does (see `room`)
     state-00000007/          the newest state; state-00000006/ is the last good one before it (see `states`)
 
 A state is written to a temporary folder, flushed to the disk and renamed, so that a kill at any
@@ -25,6 +26,7 @@ from loguru import logger
 
 from coconut.files import amount, explain, flush, remove, replace_file, size_of, system_error, wait_for_lock
 from coconut.pipeline.pacing import Pacing
+from coconut.pipeline.room import is_room_file
 from coconut.pipeline.signals import GRACE_S
 from coconut.pipeline.states import DamagedError, is_state_name, path_after, read_state, state_paths, write_state
 from coconut.pipeline.states import State as State
@@ -43,7 +45,7 @@ class ResumeStore:
     def __init__(
         self, stage: str, fingerprint: str, tensors_file: TensorsFile, *, root: Path | None, save_every_s: float
     ) -> None:
-        self.folder = resume_dir(root) / f"{stage}-{fingerprint[:16]}"
+        self.folder = self.folder_of(stage, fingerprint, root)
         self._stage = stage
         self._fingerprint = fingerprint
         self._tensors_file = tensors_file
@@ -52,6 +54,11 @@ class ResumeStore:
         self._is_loaded = False
         self._started = time.time()
         self._resumed_from: int | None = None
+
+    @staticmethod
+    def folder_of(stage: str, fingerprint: str, root: Path | None = None) -> Path:
+        """Return the folder of the states, which need not exist."""
+        return resume_dir(root) / f"{stage}-{fingerprint[:16]}"
 
     @classmethod
     @contextlib.contextmanager
@@ -231,7 +238,7 @@ def _tidy(folder: Path) -> None:
     for path in folder.iterdir():
         is_state = is_state_name(path.name) and path.is_dir()
         is_file = path.name in ("lock", _PROGRESS) and path.is_file()
-        if not (is_state or is_file):
+        if not (is_state or is_file or is_room_file(path)):
             try:
                 remove(path)
             except OSError as error:

@@ -18,7 +18,7 @@ from loguru import logger
 
 from coconut.files import can_pass
 from coconut.logs import log_sinks
-from coconut.peers import PeerLostError
+from coconut.peers import NoRoomError, is_lost_peer
 from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
 from coconut.pipeline.inputs import StageInputs
@@ -26,6 +26,8 @@ from coconut.pipeline.signals import STOP_SIGNALS, Preempted, die_with_parent, e
 
 LOST_PEER = 75
 """The exit code of a process that another one of its stage has left alone: it is not the cause."""
+NO_ROOM = 76
+"""The exit code of a process whose memory ran out where all of them must begin again."""
 _CAUSE_S = 2.0
 """What such a process waits, so that the one that failed is found first."""
 
@@ -82,12 +84,15 @@ def _run_worker(main: Callable[..., None], name: str, arguments: Sequence[str], 
     with log_sinks(name), recording(name):
         try:
             _run(main, arguments, inputs)
-        except PeerLostError as error:
-            logger.debug("{}: {}", name, error)
-            time.sleep(_CAUSE_S)
-            sys.exit(LOST_PEER)
+        except NoRoomError as error:
+            logger.opt(exception=True).debug("{}: {}", name, error)
+            _leave_record(str(error), can_pass=True)
+            sys.exit(NO_ROOM)
         except Exception as error:
             logger.opt(exception=True).debug("{} failed", name)
+            if is_lost_peer(error):
+                time.sleep(_CAUSE_S)
+                sys.exit(LOST_PEER)
             message = describe(error)
             _leave_record(message or f"{type(error).__name__}: {error}", can_pass=can_pass(error))
             if message is None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from coconut.config.schema import Entry, Params
 from coconut.devices import peak_memory_mb
 from coconut.layout import LOG_DIR
 from coconut.parts import give_parts
-from coconut.peers import Peers
+from coconut.peers import NoRoomError, Peers
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.plausibility import doubts_about_entry
 from coconut.pipeline.resume import ResumeStore, State, TensorsFile, resume_dir
+from coconut.pipeline.room import Room, note_room
 from coconut.pipeline.signals import Stop, stop_on_signals
 from coconut.tracking import Track, tracking
 from coconut.training.loop import Trainer
@@ -38,6 +40,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
             that is not finite, a model that fails, an accuracy below `min_accuracy`.
         OSError: if the outputs cannot be written; a finished training is kept as a resume state.
         SystemExit: when asked to stop by a signal, after the state was saved.
+        NoRoomError: memory ran out in one of several processes that hold shards; they must begin again.
     """
     if name not in params.curriculum:
         raise ValueError(
@@ -45,7 +48,11 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         )
     # What is edited from now on is noticed before outputs are written.
     inputs = inputs or StageInputs.read(f"train@{name}")
-    trainer, tokenizer = set_up(params, params.curriculum[name])
+    entry = params.curriculum[name]
+    folder = ResumeStore.folder_of(inputs.stage, inputs.fingerprint)
+    room = Room.read(folder)
+    params = replace(params, runtime=room.limit(params.runtime, entry.train.batch_size))
+    trainer, tokenizer = set_up(params, entry)
     leads = trainer.peers.leads
     for doubt in doubts_about_entry(params.curriculum, name, len(trainer.dataset)):
         logger.warning("{}", doubt)
@@ -53,6 +60,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         stop = stack.enter_context(stop_on_signals())
         store = _open_store(stack, inputs, trainer)
         _resume(trainer, store)
+        trainer.objective.num_oom_retries = max(trainer.objective.num_oom_retries, room.num_retries)
         num_bytes = check_outputs(trainer, store.num_bytes())
         if leads:
             store.warn_if_slow(num_bytes)
@@ -66,6 +74,9 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         except Stopped as stopped:
             logger.warning("{}; `dvc repro` goes on from there", stopped)
             raise stop.preempted() from None
+        except NoRoomError as error:
+            note_room(folder, trainer.peers.rank, error)
+            raise
         pass_gate(trainer)
         inputs.refuse_if_changed()
         peaks_mb = trainer.peers.gather(peak_memory_mb())

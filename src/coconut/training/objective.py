@@ -19,7 +19,7 @@ from coconut.model.dropout import draw_keys, has_dropout
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
-from coconut.peers import Peers
+from coconut.peers import NoRoomError, Peers
 
 if TYPE_CHECKING:
     from coconut.training.sharding import Shards
@@ -99,6 +99,7 @@ class Objective:
 
         Raises:
             PeerLostError: another process has ended.
+            NoRoomError: memory ran out, and with shards this process cannot do the update again by itself.
         """
         num_tokens = sum(view.num_supervised for view in views)
         keys = draw_keys(len(views)) if self._has_dropout else None
@@ -108,12 +109,14 @@ class Objective:
                 nll, counts = self._accumulate_own(views, keys, num_tokens)
                 break
             except RuntimeError as error:
-                # With shards the others wait for what this process was to send: it cannot begin again by itself.
-                if self.micro_batch == 1 or self.shards or not is_out_of_memory(error):
+                num_rows = min(self.micro_batch, len(self.peers.own(len(views))))
+                if (num_rows if self.shards else self.micro_batch) <= 1 or not is_out_of_memory(error):
                     raise
+                if self.shards:
+                    raise NoRoomError("micro_batch", num_rows) from error
             # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
             num_retries += 1
-            self._halve(min(self.micro_batch, len(self.peers.own(len(views)))))
+            self._halve(num_rows)
         told = [*counts, int(stops), int(saves), num_retries]
         if self.peers.count > 1:
             sums = torch.cat([nll[None], nll.new_tensor(told)])

@@ -89,6 +89,7 @@ def _build_trainer(
         # Layers that are gathered when a pass reaches them must be reached by all processes, with the same rows.
         peers=Peers() if shards is not None and shards.kind == "pass" else peers_of(accelerator),
     )
+    evaluator.in_step = evaluator.peers.count < accelerator.num_processes
     trainer = Trainer(
         entry=entry,
         model=model,

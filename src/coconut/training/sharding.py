@@ -8,9 +8,11 @@
 Embeddings, final norm, head and a trained thought are whole throughout an update. Sharded weights are read by the
 plain passes: torch gathers a layer when the layer itself is called.
 
+A layer's gradients are summed over the processes, and only a shard of the sum is kept, after each pass in the backward
+direction: what autograd gives for all passes together would be a whole copy of them.
+
 Every process must send and receive in the same order. So each of them reads as many micro-batches as the others, of as
-many passes if `pass` is asked for: what it lacks is filled with rows that count nothing, and with cuts that change
-nothing.
+many passes: what it lacks is filled with rows that count nothing, and with cuts that change nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,8 +64,12 @@ class Shards:
         step = self.step = Step(model, feedback)
         self.model, self.feedback = model, feedback
         mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
+        # The rounds of parallel thoughts differ from process to process, so there the sums wait for the last of them.
+        self._is_in_step = not feedback.parallel_iterations
         for layer in find_layers(model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass")
+            if self._is_in_step:
+                reduce_each_call(layer)
         fully_shard(self.step, mesh=mesh, reshard_after_forward=False)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)  # Our losses are sums over tokens, not means over processes.
@@ -78,7 +84,7 @@ class Shards:
         Args:
             num_passes: the most that any process needs for its micro-batch.
         """
-        options = replace(options, fast=False, num_passes=num_passes if self.kind == "pass" else 0)
+        options = replace(options, fast=False, num_passes=num_passes if self._is_in_step else 0)
 
         def read() -> Tensor:
             nll, _ = latent_nll(self.model, self.feedback, batch, options, keys_B=keys_B)
@@ -139,6 +145,45 @@ class Shards:
     def _give_back(self) -> None:
         for module in self._modules():
             module.reshard()
+
+
+def reduce_each_call(layer: nn.Module) -> None:
+    """Make the gradients of a sharded layer complete after each of its calls, in the backward direction.
+
+    Autograd hands over the gradient of a weight once, when every call that reads it is done; until then it holds the
+    sum, whole. So each call reads stand-ins of the weights, which share their memory, and what a stand-in gets is the
+    gradient of its weight when FSDP looks for one after the call.
+    """
+    places = [(owner, name) for owner in layer.modules() for name, _ in owner.named_parameters(recurse=False)]
+    replaced: list[nn.Parameter] = []
+
+    def enter(_layer: nn.Module, _inputs: object) -> None:
+        if torch.is_grad_enabled():
+            replaced.extend(getattr(owner, name) for owner, name in places)
+            for (owner, name), parameter in zip(places, replaced, strict=True):
+                setattr(owner, name, _stand_in(parameter))
+
+    def leave(*_: object) -> None:
+        if replaced:
+            for (owner, name), parameter in zip(places, replaced, strict=True):
+                setattr(owner, name, parameter)
+            replaced.clear()
+
+    layer.register_forward_pre_hook(enter)  # After FSDP's, which gathers the weights.
+    layer.register_forward_hook(leave, prepend=True, always_call=True)  # Before FSDP's, which gives them back.
+
+
+def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
+    found = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+
+    def hand_over(of_call: Tensor) -> None:
+        assert of_call.grad is not None, "the hook follows its accumulation"
+        parameter.grad = of_call.grad if parameter.grad is None else parameter.grad + of_call.grad
+        of_call.grad = None
+
+    if found.requires_grad:
+        found.register_post_accumulate_grad_hook(hand_over)
+    return found
 
 
 def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,92 @@
+"""How many rows fit into memory, as processes found out that could not go on by themselves.
+
+With shards, the others wait for what a process was to send when its memory ran out, so all of them must begin again.
+What the next ones may read at once lies beside the resume state, in a file of each process that has learned it.
+
+Importing this module is cheap (no torch).
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coconut.config.schema import RuntimeConfig
+from coconut.files import replace_file
+from coconut.peers import NoRoomError
+
+_PATTERN = "room-*.json"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits. By default, nothing is known."""
+
+    micro_batch: int | None = None
+    """Rows of a training micro-batch."""
+    eval_batch: int | None = None
+    """Rows of a batch of a validation."""
+    num_retries: int = 0
+    """How often memory ran out until this was known."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Room":
+        """Read what all processes have left in a folder; a damaged file counts as none."""
+        room = cls()
+        for path in sorted(folder.glob(_PATTERN)):
+            with suppress(OSError, ValueError):
+                room = room.and_(_of_record(json.loads(path.read_text(encoding="utf-8"))))
+        return room
+
+    def and_(self, other: "Room") -> "Room":
+        """Return what fits according to both."""
+        return Room(
+            _least(self.micro_batch, other.micro_batch),
+            _least(self.eval_batch, other.eval_batch),
+            self.num_retries + other.num_retries,
+        )
+
+    def limit(self, runtime: RuntimeConfig, train_batch: int) -> RuntimeConfig:
+        """Return the settings by which no more is read at once than fits.
+
+        Args:
+            train_batch: the rows of an update, all of which `micro_batch: auto` would try.
+        """
+        asked = train_batch if runtime.micro_batch == "auto" else runtime.micro_batch
+        micro_batch = runtime.micro_batch if self.micro_batch is None else min(asked, self.micro_batch)
+        return replace(
+            runtime, micro_batch=micro_batch, eval_batch=min(runtime.eval_batch, self.eval_batch or runtime.eval_batch)
+        )
+
+
+def note_room(folder: Path, rank: int, error: NoRoomError) -> None:
+    """Leave what a process has learned, on top of what it had learned before.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = folder / _PATTERN.replace("*", str(rank))
+    before = Room()
+    with suppress(OSError, ValueError):
+        before = _of_record(json.loads(path.read_text(encoding="utf-8")))
+    learned = Room(**{error.batch: error.fits}, num_retries=1)
+    replace_file(path, json.dumps(asdict(before.and_(learned))))
+
+
+def is_room_file(path: Path) -> bool:
+    """Say whether a file of a resume folder is of this kind."""
+    return path.match(_PATTERN) and path.is_file()
+
+
+def _of_record(record: Mapping[str, Any]) -> Room:
+    if not isinstance(record, dict) or record.keys() != asdict(Room()).keys():
+        raise ValueError("not a record of what fits")
+    if not all(value is None or (type(value) is int and value >= 0) for value in record.values()):
+        raise ValueError("not numbers of rows")
+    return Room(**record)
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value), default=None)
