@@ -45,7 +45,7 @@ class Peak(threading.Thread):
             time.sleep(0.003)
 
 
-def work(folder: Path, kind: str, num_thoughts: int) -> None:
+def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
     """Train two updates as one of the processes; the first one prints the peaks of all."""
     import torch
 
@@ -60,7 +60,7 @@ def work(folder: Path, kind: str, num_thoughts: int) -> None:
     from workload import make_views
 
     params = load_params(HERE.parent / "params.yaml")
-    accelerator = build_accelerator(params.runtime, "fp32")
+    accelerator = build_accelerator(params.runtime, precision)
     peers = peers_of(accelerator)
     peak = Peak()
     peak.start()
@@ -68,7 +68,15 @@ def work(folder: Path, kind: str, num_thoughts: int) -> None:
     if kind == "none":
         model = load_model(folder)
     else:
-        shards = load_sharded(folder, lambda _model: Feedback(), peers, kind, torch.float32)  # type: ignore[arg-type]
+        compute_dtype = torch.bfloat16 if precision == "bf16" else None
+        shards = load_sharded(
+            folder,
+            lambda _model: Feedback(),
+            peers,
+            kind,  # type: ignore[arg-type]
+            torch.float32,
+            compute_dtype,
+        )
         model = shards.model
     learner = Learner(model, Feedback(), params.train)
     objective = Objective(
@@ -87,7 +95,7 @@ def work(folder: Path, kind: str, num_thoughts: int) -> None:
         print(json.dumps(peaks))
 
 
-def measure(folder: Path, kind: str, count: int, num_thoughts: int) -> list[float]:
+def measure(folder: Path, kind: str, count: int, num_thoughts: int, precision: str) -> list[float]:
     """Start the processes; return their peaks in MB."""
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -97,7 +105,8 @@ def measure(folder: Path, kind: str, count: int, num_thoughts: int) -> list[floa
     shared |= {"MASTER_PORT": str(port), "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "--work", str(folder), "--kind", kind, "--thoughts", str(num_thoughts)],
+            [sys.executable, __file__, "--work", str(folder), "--kind", kind, "--thoughts", str(num_thoughts),
+             "--precision", precision],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True,
         )
         for rank in range(count)
@@ -112,9 +121,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kind", default="none", help=argparse.SUPPRESS)
     parser.add_argument("--thoughts", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work, arguments.kind, arguments.thoughts)
+        work(arguments.work, arguments.kind, arguments.thoughts, arguments.precision)
         return
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -124,9 +134,10 @@ def main() -> None:
         weights_mb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
         model.save_pretrained(folder)
         del model
-        for num_thoughts, (kind, count) in product(THOUGHTS, CASES):
-            peaks = measure(Path(folder), kind, count, num_thoughts)
-            case = f"{num_thoughts} thoughts, sharding {kind}, {count} processes"
+        cases = [*product(("fp32",), THOUGHTS, CASES), *product(("bf16",), THOUGHTS[1:], CASES)]
+        for precision, num_thoughts, (kind, count) in cases:
+            peaks = measure(Path(folder), kind, count, num_thoughts, precision)
+            case = f"{precision}, {num_thoughts} thoughts, sharding {kind}, {count} processes"
             found[case] = {"peak_mb": peaks, "in weights": [peak / weights_mb for peak in peaks]}
             print(f"{case}: {', '.join(f'{peak / weights_mb:.2f}' for peak in peaks)} x weights", flush=True)
     result = {"weights_mb": weights_mb, "cases": found}

@@ -1,6 +1,6 @@
 """Run by tests as one of several processes: the gradients of updates, and validation, which rank 0 writes down.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of_peers.py result.safetensors
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of_peers.py result.safetensors none fp32
 """
 
 import sys
@@ -88,7 +88,8 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     )
     room = case.pop("room", len(views))
     num_weights = sum(p.numel() for module in (model, feedback) for p in module.parameters())
-    shards = Shards(model, feedback, peers_of(accelerator), sharding) if sharding != "none" else None
+    compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    shards = Shards(model, feedback, peers_of(accelerator), sharding, compute_dtype) if sharding != "none" else None
     objective = Objective(
         model,
         feedback,
@@ -116,8 +117,8 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
 
 if __name__ == "__main__":
     runtime = load_params(Path(__file__).parents[1] / "params.yaml").runtime
-    accelerator = build_accelerator(runtime, "fp32")
-    sharding = sys.argv[2] if len(sys.argv) > 2 else "none"
+    sharding, precision = sys.argv[2:]
+    accelerator = build_accelerator(runtime, precision)
     results = {
         f"{name}/{key}": tensor
         for name, case in CASES.items()

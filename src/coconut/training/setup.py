@@ -134,7 +134,8 @@ def _load_shards(
             f" to process; found {entry.latent.parallel_iterations}, which goes with `update`"
         )
     load_thought = partial(_load_feedback, params, entry, parent=parent)
-    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers_of(accelerator), kind, dtype)
+    compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers_of(accelerator), kind, dtype, compute_dtype)
 
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:

@@ -24,7 +24,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from coconut.checkpoints.tensors import RESTORE, read_tensors
@@ -57,19 +57,29 @@ class Shards:
 
     Args:
         model: its weights are replaced by shards of them, under the same names. They may be on the meta device.
+        compute_dtype: in which the layers are gathered, and multiplied under autocast; None: as they are stored.
+            Autocast itself would keep a converted copy of every weight for every pass.
     """
 
-    def __init__(self, model: PreTrainedModel, feedback: Feedback, peers: Peers, kind: Sharding) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        feedback: Feedback,
+        peers: Peers,
+        kind: Sharding,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
         self.kind, self.peers = kind, peers
         step = self.step = Step(model, feedback)
         self.model, self.feedback = model, feedback
         mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
         # The rounds of parallel thoughts differ from process to process, so there the sums wait for the last of them.
         self._is_in_step = not feedback.parallel_iterations
+        # What enters a layer stays as autocast has it, and sums over processes are in float32 in any case.
+        precision = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
         for layer in find_layers(model):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass")
-            if self._is_in_step:
-                reduce_each_call(layer)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass", mp_policy=precision)
+            replace_in_calls(layer, reduces=self._is_in_step, widens=compute_dtype is not None)
         fully_shard(self.step, mesh=mesh, reshard_after_forward=False)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)  # Our losses are sums over tokens, not means over processes.
@@ -147,38 +157,45 @@ class Shards:
             module.reshard()
 
 
-def reduce_each_call(layer: nn.Module) -> None:
-    """Make the gradients of a sharded layer complete after each of its calls, in the backward direction.
+def replace_in_calls(layer: nn.Module, *, reduces: bool, widens: bool) -> None:
+    """Let each call of a sharded layer read stand-ins of its weights.
 
     Autograd hands over the gradient of a weight once, when every call that reads it is done; until then it holds the
-    sum, whole. So each call reads stand-ins of the weights, which share their memory, and what a stand-in gets is the
-    gradient of its weight when FSDP looks for one after the call.
+    sum, whole. The gradient of a stand-in is complete after its own call, in the backward direction, and becomes that
+    of its weight when FSDP looks for one there. Stand-ins share the memory of the weights, but for widened vectors.
+
+    Args:
+        reduces: stand in for all weights that have a gradient.
+        widens: stand in, in float32, for vectors: norms do not take weights of less bits than what they normalise.
     """
-    places = [(owner, name) for owner in layer.modules() for name, _ in owner.named_parameters(recurse=False)]
-    replaced: list[nn.Parameter] = []
+    names = [(owner, name, p.ndim) for owner in layer.modules() for name, p in owner.named_parameters(recurse=False)]
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def enter(_layer: nn.Module, _inputs: object) -> None:
-        if torch.is_grad_enabled():
-            replaced.extend(getattr(owner, name) for owner, name in places)
-            for (owner, name), parameter in zip(places, replaced, strict=True):
-                setattr(owner, name, _stand_in(parameter))
+        with_gradients = reduces and torch.is_grad_enabled()
+        for owner, name, num_dimensions in names:
+            is_widened = widens and num_dimensions < 2
+            if with_gradients or is_widened:
+                parameter = getattr(owner, name)
+                replaced.append((owner, name, parameter))
+                setattr(owner, name, _stand_in(parameter, torch.float32 if is_widened else parameter.dtype))
 
     def leave(*_: object) -> None:
-        if replaced:
-            for (owner, name), parameter in zip(places, replaced, strict=True):
-                setattr(owner, name, parameter)
-            replaced.clear()
+        for owner, name, parameter in replaced:
+            setattr(owner, name, parameter)
+        replaced.clear()
 
     layer.register_forward_pre_hook(enter)  # After FSDP's, which gathers the weights.
     layer.register_forward_hook(leave, prepend=True, always_call=True)  # Before FSDP's, which gives them back.
 
 
-def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
-    found = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+def _stand_in(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    found = nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
 
     def hand_over(of_call: Tensor) -> None:
         assert of_call.grad is not None, "the hook follows its accumulation"
-        parameter.grad = of_call.grad if parameter.grad is None else parameter.grad + of_call.grad
+        gradient = of_call.grad.to(parameter.dtype)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         of_call.grad = None
 
     if found.requires_grad:
@@ -206,18 +223,25 @@ def assemble(sharded: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrai
 
 
 def load_sharded(
-    folder: Path, load_thought: Callable[[PreTrainedModel], Feedback], peers: Peers, kind: Sharding, dtype: torch.dtype
+    folder: Path,
+    load_thought: Callable[[PreTrainedModel], Feedback],
+    peers: Peers,
+    kind: Sharding,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype | None = None,
 ) -> Shards:
     """Load a checkpoint of this project, of which each process reads and holds its own part only.
 
     Args:
         load_thought: builds the feedback for the model.
+        dtype: in which the weights are held.
+        compute_dtype: see `Shards`.
 
     Raises:
         ValueError: if weights are missing, damaged, not finite, or under other names than the model's own.
     """
     model = build_empty(read_config(folder), dtype)
-    shards = Shards(model, load_thought(model), peers, kind)
+    shards = Shards(model, load_thought(model), peers, kind, compute_dtype)
     device = torch.device(peers.device)
 
     def place(tensor: Tensor) -> Tensor:
