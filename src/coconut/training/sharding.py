@@ -75,11 +75,13 @@ class Shards:
         mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
         # The rounds of parallel thoughts differ from process to process, so there the sums wait for the last of them.
         self._is_in_step = not feedback.parallel_iterations
+        gathered = compute_dtype if self._is_in_step else None
         # What enters a layer stays as autocast has it, and sums over processes are in float32 in any case.
-        precision = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
+        precision = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
         for layer in find_layers(model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "pass", mp_policy=precision)
-            replace_in_calls(layer, reduces=self._is_in_step, widens=compute_dtype is not None)
+            if self._is_in_step:
+                replace_in_calls(layer, widens=gathered is not None)
         fully_shard(self.step, mesh=mesh, reshard_after_forward=False)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)  # Our losses are sums over tokens, not means over processes.
@@ -157,7 +159,7 @@ class Shards:
             module.reshard()
 
 
-def replace_in_calls(layer: nn.Module, *, reduces: bool, widens: bool) -> None:
+def replace_in_calls(layer: nn.Module, *, widens: bool) -> None:
     """Let each call of a sharded layer read stand-ins of its weights.
 
     Autograd hands over the gradient of a weight once, when every call that reads it is done; until then it holds the
@@ -165,17 +167,15 @@ def replace_in_calls(layer: nn.Module, *, reduces: bool, widens: bool) -> None:
     of its weight when FSDP looks for one there. Stand-ins share the memory of the weights, but for widened vectors.
 
     Args:
-        reduces: stand in for all weights that have a gradient.
         widens: stand in, in float32, for vectors: norms do not take weights of less bits than what they normalise.
     """
     names = [(owner, name, p.ndim) for owner in layer.modules() for name, p in owner.named_parameters(recurse=False)]
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def enter(_layer: nn.Module, _inputs: object) -> None:
-        with_gradients = reduces and torch.is_grad_enabled()
         for owner, name, num_dimensions in names:
             is_widened = widens and num_dimensions < 2
-            if with_gradients or is_widened:
+            if torch.is_grad_enabled() or is_widened:
                 parameter = getattr(owner, name)
                 replaced.append((owner, name, parameter))
                 setattr(owner, name, _stand_in(parameter, torch.float32 if is_widened else parameter.dtype))
