@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from marks import slow_but
+
 SUBCOMMANDS = [
     "status",
     "plan",
@@ -41,9 +43,7 @@ def test_help_lists_every_subcommand_with_a_whole_sentence(tmp_path):
     assert all(line.endswith(".") and not line.endswith("..") for line in lines), "cut off"
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("repro", "solve") else pytest.param(name, marks=pytest.mark.slow) for name in SUBCOMMANDS]
-)
+@pytest.mark.parametrize("name", slow_but(["repro", "solve"], SUBCOMMANDS))
 def test_each_subcommand_explains_itself(tmp_path, name):
     done = coconut(tmp_path, name, "-h")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.training.objective import Objective
 from families import build_family
+from marks import slow_but
 from ways import WAYS
 
 MODELS = {
@@ -25,7 +26,6 @@ MODELS = {
     "opt": {},  # Calls the function, not the module.
     "mistral": {"attention_dropout": 0.1, "sliding_window": 4},
 }
-OTHERS = ("opt", "mistral")
 LENGTHS = [(5, 3, 4), (9, 3, 2), (2, 1, 6), (4, 0, 5), (7, 2, 3), (3, 3, 3)]
 
 
@@ -57,7 +57,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("checkpoint_activations", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", ["gpt2", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize("family", slow_but(["gpt2", "llama"], MODELS))
 def test_rows_alone_and_in_any_batch_have_the_same_masks(family: str, way: str, checkpoint_activations: bool) -> None:
     model = build_family(family, 64, **MODELS[family]).train()
     keys = torch.arange(len(LENGTHS))

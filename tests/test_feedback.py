@@ -20,6 +20,7 @@ from coconut.data.views import IGNORED, MarkerIds, View, build_prompt, build_vie
 from coconut.model.feedback import Feedback, Projection, States, build_feedback, find_final_norm, suppressed
 from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
+from marks import slow_but
 from test_config import SHIPPED
 from tiny_models import EOS_ID, FAMILIES, build_tiny_model
 
@@ -124,10 +125,7 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("thought", DEFINITIONS)
-@pytest.mark.parametrize(
-    "family",
-    [name if name in ("gpt2", "qwen2") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("family", slow_but(["gpt2", "qwen2"], FAMILIES))
 def test_a_form_equals_its_definition_in_loss_and_gradients(family: str, thought: str) -> None:
     model, views = build_tiny_model(family), make_views()
     slow = slow_nll(model, thought, views) / 13

@@ -12,6 +12,7 @@ from coconut.data.curriculum import ViewPlan
 from coconut.data.views import MarkerIds, View, build_prompt
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
+from marks import slow_but
 from ways import WAYS
 
 MARKERS = MarkerIds(60, 61, 62)
@@ -54,7 +55,7 @@ def make_talkative(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("markers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bare", "markers"])
-@pytest.mark.parametrize("num_latents", [*(pytest.param(number, marks=pytest.mark.slow) for number in (0, 1)), 4])
+@pytest.mark.parametrize("num_latents", slow_but([4], [0, 1, 4]))
 def test_batched_cached_decoding_equals_uncached_decoding_of_one_row(
     tiny_lm: PreTrainedModel, num_latents: int, markers: bool, ways: dict[str, Any], share_kept: float
 ) -> None:

@@ -24,6 +24,7 @@ from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from families import build_family
+from marks import slow_but
 from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
 from ways import STORE, hidden_states, with_thresholds
 
@@ -249,8 +250,7 @@ def of_the_librarys_layers(model: PreTrainedModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize("chunk", [1 << 25, 3 * VOCAB_SIZE], ids=["at-once", "in-chunks"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize(
-    "family",
-    ["gpt2", "gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "qwen2", "gemma"))],
+    "family", slow_but(["gpt2", "gemma3_text"], ["gpt2", "llama", "qwen2", "gemma", "gemma3_text"])
 )
 def test_tied_embeddings_get_the_gradient_of_both_uses(family: str, checkpoint_activations: bool, chunk: int) -> None:
     model = tied_model(family)

@@ -35,9 +35,8 @@ class Room:
     def read(cls, folder: Path) -> "Room":
         """Read what all processes have left in a folder; a damaged file counts as none."""
         room = cls()
-        for path in sorted(folder.glob(_PATTERN)):
-            with suppress(OSError, ValueError):
-                room = room.and_(_of_record(json.loads(path.read_text(encoding="utf-8"))))
+        for path in folder.glob(_PATTERN):
+            room = room.and_(_read(path))
         return room
 
     def and_(self, other: "Room") -> "Room":
@@ -68,16 +67,19 @@ def note_room(folder: Path, rank: int, error: NoRoomError) -> None:
         OSError: the file cannot be written.
     """
     path = folder / _PATTERN.replace("*", str(rank))
-    before = Room()
-    with suppress(OSError, ValueError):
-        before = _of_record(json.loads(path.read_text(encoding="utf-8")))
     learned = Room(**{error.batch: error.fits}, num_retries=1)
-    replace_file(path, json.dumps(asdict(before.and_(learned))))
+    replace_file(path, json.dumps(asdict(_read(path).and_(learned))))
 
 
 def is_room_file(path: Path) -> bool:
     """Say whether a file of a resume folder is of this kind."""
     return path.match(_PATTERN) and path.is_file()
+
+
+def _read(path: Path) -> Room:
+    with suppress(OSError, ValueError):
+        return _of_record(json.loads(path.read_text(encoding="utf-8")))
+    return Room()
 
 
 def _of_record(record: Mapping[str, Any]) -> Room:
