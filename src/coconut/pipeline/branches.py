@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut.pipeline.dvc_file import Stage, read_pipeline
+from coconut.pipeline.fork_client import OWNER
 from coconut.pipeline.repro_log import Outcome, ReproLog
 from coconut.pipeline.signals import die_with_parent
 from coconut.pipeline.status import parents_of, stage_rows, with_ancestors
@@ -219,7 +220,8 @@ class Branches:
     def _start(self, arguments: Sequence[str], bundle: list[str], place: int) -> _Child:
         # Stages run `python`: it must be this one. Start processes from the main thread only: the kernel ends a
         # child with the thread that started it.
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, OWNER: str(os.getpid())}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
         process = subprocess.Popen(

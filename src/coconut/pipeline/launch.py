@@ -31,6 +31,7 @@ from loguru import logger
 
 from coconut.files import replace_file, system_error
 from coconut.pipeline.dvc_file import read_mapping
+from coconut.pipeline.fork_server import leave_server, serves
 from coconut.pipeline.gpus import processes_of
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.resume import resume_dir
@@ -68,6 +69,8 @@ def share_out(inputs: StageInputs | None) -> None:
     count = processes_of(runtime)
     if count > 1 or RUN_ID in os.environ:
         _run_and_exit(partial(_run_in_processes, count), inputs.stage)
+    if serves(runtime):
+        leave_server()
 
 
 def _run_and_exit(main: "partial[None]", name: str) -> None:

@@ -21,6 +21,7 @@ from coconut.logs import log_sinks
 from coconut.peers import NoRoomError, is_lost_peer
 from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
+from coconut.pipeline.fork_client import hand_over
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.signals import STOP_SIGNALS, Preempted, die_with_parent, end_in_any_case, is_worker
 
@@ -131,6 +132,8 @@ def begin() -> StageInputs | None:
     die_with_parent()
     if is_worker():
         end_in_any_case()
+    else:
+        hand_over()
     try:
         return StageInputs.of_command(["python", *sys.argv])
     except (ValueError, OSError):
