@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from coconut.model.fast.backward import Backward
+from coconut.model.fast.backward import Backward, Function, once
 from coconut.model.fast.thresholds import Thresholds
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -78,9 +77,7 @@ class LayerColumns:
         if not torch.is_grad_enabled():
             self.write(key_BKSd, value_BKSd, current)
             return self.read(current)
-        keys, values, link.end = _Append.apply(  # type: ignore[no-untyped-call]
-            key_BKSd, value_BKSd, link.end, self, current
-        )
+        keys, values, link.end = _Append.run(key_BKSd, value_BKSd, link.end, self, current)
         return keys, values
 
     def attend(
@@ -96,7 +93,7 @@ class LayerColumns:
     ) -> Tensor:
         """Store a pass's keys and values, and attend to all so far, B x S x H x d."""
         if torch.is_grad_enabled():
-            out_BHSd, link.end = _Attend.apply(  # type: ignore[no-untyped-call]
+            out_BHSd, link.end = _Attend.run(
                 query_BHSd, key_BKSd, value_BKSd, link.end, self, current, mask, scaling, dropout
             )
         else:
@@ -193,18 +190,19 @@ class _Gradients:
                 room.narrow(1, self.num_queries, num_queries).narrow(2, 0, factor.shape[2]).copy_(factor)
         self.num_queries += num_queries
 
-    def of_columns(self, columns: slice, num_rows: int) -> tuple[Tensor | None, Tensor | None]:
-        """Sum the gradients of these columns' keys and values, B x K x S x d, over all passes that have read them."""
-        keys, values = ([total[:, :, columns]] for total in self.summed) if self.summed else ([], [])
+    def of_pass(self, current: Pass, num_rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """Sum the gradients of a pass's keys and values, B x K x S x d, over all passes that have read them."""
+        where = 2, current.start, current.num_columns
+        keys, values = ([total.narrow(*where)] for total in self.summed) if self.summed else ([], [])
         if self.factors is not None:
-            query, scores, probabilities, out = (factor[:, : self.num_queries] for factor in self.factors)
+            query, scores, probabilities, out = (factor.narrow(1, 0, self.num_queries) for factor in self.factors)
             for parts, seen, given in ((keys, scores, query), (values, probabilities, out)):
-                product_ASd = torch.bmm(seen[:, :, columns].transpose(1, 2), given)
+                product_ASd = torch.bmm(seen.narrow(*where).transpose(1, 2), given)
                 parts.append(product_ASd.view(num_rows, -1, *product_ASd.shape[1:]))
         return reduce(torch.add, keys) if keys else None, reduce(torch.add, values) if values else None
 
 
-class _Append(torch.autograd.Function):
+class _Append(Function):
     """Write the columns of a pass into the store, and return all columns so far."""
 
     @staticmethod
@@ -219,7 +217,7 @@ class _Append(torch.autograd.Function):
         return _alias(keys), _alias(values), key.new_empty(())
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(
         ctx: Any, keys_gradient: Tensor | None, values_gradient: Tensor | None, link: None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -228,13 +226,13 @@ class _Append(torch.autograd.Function):
         gradients.begin()
         if keys_gradient is not None and values_gradient is not None:
             gradients.add(keys_gradient, values_gradient, ctx.current)
-        key, value = gradients.of_columns(ctx.current.columns, ctx.num_rows)
+        key, value = gradients.of_pass(ctx.current, ctx.num_rows)
         if ctx.current.start == 0:
             gradients.clear()
         return key, value, None, None, None
 
 
-class _Attend(torch.autograd.Function):
+class _Attend(Function):
     """Write the columns of a pass into the store, and attend from them to all columns so far."""
 
     @staticmethod
@@ -266,7 +264,7 @@ class _Attend(torch.autograd.Function):
         return torch.bmm(kept, values).view(*query_BHSd.shape[:3], -1), key.new_empty(())
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(
         ctx: Any, gradient: Tensor | None, link: None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None, None]:
@@ -285,7 +283,7 @@ class _Attend(torch.autograd.Function):
             scores_gradient = layer.scores_gradient(kept_gradient, probabilities).mul_(ctx.scaling).to(query.dtype)
             query_gradient = torch.bmm(scores_gradient, keys).view_as(query_BHSd)
             layer.gradients.add_factors((query, scores_gradient, kept, out_gradient), num_left=ctx.num_left)
-        key, value = layer.gradients.of_columns(ctx.current.columns, len(layer.keys_BKCd))
+        key, value = layer.gradients.of_pass(ctx.current, len(layer.keys_BKCd))
         if ctx.current.start == 0:
             layer.gradients.clear()
         return query_gradient, key, value, None, None, None, None, None, None

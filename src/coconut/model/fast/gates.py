@@ -18,10 +18,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from coconut.model.fast.backward import Backward
+from coconut.model.fast.backward import Backward, Function, once
 from coconut.model.fast.products import linear, prefers_onednn
 from coconut.model.fast.thresholds import Thresholds
 
@@ -46,7 +45,7 @@ class GatedLinear:
             max_kept=max_kept,
             min_multiplications=thresholds.min_multiplications,
         )
-        self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
+        self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None, Gated]] = {}
         self.converted: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, input: Tensor) -> Tensor:
@@ -59,8 +58,8 @@ class GatedLinear:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
                 return cast(Tensor, type(self.module).forward(self.module, input))
-            return cast(Tensor, _Product.apply(input, self.weight, self.bias, factors))  # type: ignore[no-untyped-call]
-        output: Tensor = _Product.apply(input, *self.gate(input.dtype), factors)  # type: ignore[no-untyped-call]
+            return cast(Tensor, _Product.run(input, self.weight, self.bias, Gated(self.weight, factors)))
+        output: Tensor = _Product.run(input, *self.gate(input.dtype))
         return output
 
     def _read_only(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -74,10 +73,11 @@ class GatedLinear:
             self.converted[dtype] = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
         return self.converted[dtype]
 
-    def gate(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias as passes in this precision see them."""
+    def gate(self, dtype: torch.dtype) -> "tuple[Tensor, Tensor | None, Gated]":
+        """Return weight and bias as passes in this precision see them, and what they share."""
         if dtype not in self.gated:
-            self.gated[dtype] = _Gate.apply(self.weight, self.bias, self.factors, dtype)  # type: ignore[no-untyped-call]
+            weight, bias = _Gate.run(self.weight, self.bias, self.factors, dtype)
+            self.gated[dtype] = weight, bias, Gated(weight, self.factors)
         return self.gated[dtype]
 
 
@@ -185,7 +185,16 @@ class Factors:
         return formed
 
 
-class _Gate(torch.autograd.Function):
+class Gated:
+    """What the passes of one layer share: its weight in both orientations, without a graph, and its factors."""
+
+    def __init__(self, weight: Tensor, factors: Factors) -> None:
+        self.factors = factors
+        self.weight_OI = factors.oriented(weight.detach())
+        self.weight_IO = self.weight_OI.t()
+
+
+class _Gate(Function):
     """Weight and bias as the passes see them; backward turns the kept factors into their gradients."""
 
     @staticmethod
@@ -198,7 +207,7 @@ class _Gate(torch.autograd.Function):
         return _converted(weight, dtype), None if bias is None else _converted(bias, dtype)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(
         ctx: Any, weight_gradient: None, bias_gradient: None
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -217,25 +226,23 @@ def _converted(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.view_as(parameter) if parameter.dtype == dtype else parameter.to(dtype)
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """A linear layer whose backward leaves the weight's gradient to the gate."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
-        ctx.factors = factors
-        ctx.save_for_backward(input, weight)
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, gated: Gated) -> Tensor:
+        ctx.gated = gated
+        ctx.save_for_backward(input, weight)  # The weight, so that a change of it is noticed.
         # All dimensions at once: torch folds them in a fraction of the time that it takes from here. And not a view:
         # some models write into the output of a linear layer, which autograd forbids for views.
-        return factors.linear(input, factors.oriented(weight), bias).data
+        return gated.factors.linear(input, gated.weight_OI, bias).data
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        input, weight = ctx.saved_tensors
-        factors: Factors = ctx.factors
-        input_gradient = None
-        if ctx.needs_input_grad[0]:
-            input_gradient = factors.linear(gradient, factors.oriented(weight).t())
+        input, _ = ctx.saved_tensors
+        factors: Factors = ctx.gated.factors
+        input_gradient = factors.linear(gradient, ctx.gated.weight_IO) if ctx.needs_input_grad[0] else None
         input_RI, gradient_RO = (part.reshape(-1, part.shape[-1]) for part in (input.detach(), gradient))
         if factors.has_gate:
             factors.add(input_RI, gradient_RO)

@@ -216,11 +216,12 @@ def _attend_from_one(
     query_BH1d: Tensor, keys_BKTd: Tensor, values_BKTd: Tensor, mask: Tensor | None, *, dropout: float, scaling: float
 ) -> Tensor:
     """Attend from one column, B x 1 x H x d. Heads that share keys stand as columns, so that no key is copied."""
-    query_BKGd = query_BH1d.squeeze(2).unflatten(1, (keys_BKTd.shape[1], -1))
+    num_rows, num_heads, _, width = query_BH1d.shape
+    query_BKGd = query_BH1d.reshape(num_rows, keys_BKTd.shape[1], -1, width)
     out_BKGd = functional.scaled_dot_product_attention(
         query_BKGd, keys_BKTd, values_BKTd, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
-    return out_BKGd.flatten(1, 2)[:, None]
+    return out_BKGd.reshape(num_rows, 1, num_heads, width)
 
 
 def _lowest_where(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
