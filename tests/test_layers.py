@@ -206,6 +206,29 @@ def test_autocast_computes_in_bf16_and_gives_gradients_in_float32() -> None:
         assert ours < max(0.03, 1.5 * theirs), name
 
 
+def test_a_gradient_with_a_graph_is_the_same_and_a_second_derivative_is_refused() -> None:
+    """The factors are kept without the graph that leads to them: a second derivative would be wrong in silence."""
+    chain = Chain()
+    input = torch.randn(3, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(chain(input).square().sum(), input)
+    with batch_layers_of(chain).active():
+        loss = chain(input).square().sum()
+    (found,) = torch.autograd.grad(loss, input, create_graph=True)
+    assert (found - expected).abs().max() < 1e-5
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        found.sum().backward()
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed() -> None:
+    chain = Chain()
+    with batch_layers_of(chain).active():
+        loss = chain(torch.randn(3, 4)).sum()
+    with torch.no_grad():
+        chain.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified inplace|modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("max_kept", [1, 40, 60, 200])
 def test_no_more_is_kept_than_was_allowed(max_kept: int) -> None:
     torch.manual_seed(0)
