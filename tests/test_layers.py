@@ -225,7 +225,7 @@ def test_a_weight_that_changes_before_the_backward_pass_is_noticed() -> None:
         loss = chain(torch.randn(3, 4)).sum()
     with torch.no_grad():
         chain.second.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified inplace|modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified inplace|modified by an inplace operation"):
         loss.backward()
 
 

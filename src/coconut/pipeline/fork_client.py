@@ -20,8 +20,8 @@ OWNER = "COCONUT_RUN_PID"
 """The environment's name for the process whose end is a server's end, where that is not the stage's own `dvc`."""
 FORK = "COCONUT_FORK"
 """The environment's name for a fork: its number, so that nobody takes what it inherits for itself."""
-PREFIX = "fork-server-"
-"""Of the names of sockets."""
+PREFIX = f"fork-server-{socket.gethostname()}-"
+"""Of the names of this host's sockets: others may share the folder."""
 PASSED_ON = (*STOP_SIGNALS, signal.SIGTSTP)
 _DIR = Path(".dvc/tmp")
 """Relative: the address of a socket must be shorter than many a path."""
