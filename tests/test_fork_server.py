@@ -197,7 +197,7 @@ def dvc(tmp_path: Path) -> Iterator[Dvc]:
 @pytest.mark.parametrize(
     "what",
     slow_but(
-        ("say", "defect", "killed"),
+        ("say", "defect"),
         ("say", "exit", "words", "defect", "interrupted", "killed", "fault", "exit handlers", "ignored"),
     ),
 )
@@ -237,6 +237,7 @@ def test_a_signal_comes_once(dvc: Dvc, number: signal.Signals) -> None:
     assert is_gone(fork)
 
 
+@pytest.mark.slow
 def test_a_group_that_is_told_to_end_takes_its_fork_along(dvc: Dvc) -> None:
     dvc.start("hear")
     processes = [dvc.at_work(), *dvc.servers()]
@@ -273,7 +274,7 @@ def test_a_stopped_stage_does_not_work(dvc: Dvc) -> None:
     wait_for(lambda: dvc.text().count("tick") > ticks)
 
 
-@pytest.mark.parametrize("work", [False, True])
+@pytest.mark.parametrize("work", slow_but([True], [False, True]))
 def test_a_server_ends_with_its_dvc(dvc: Dvc, work: bool) -> None:
     processes = dvc.servers()
     if work:
@@ -286,6 +287,7 @@ def test_a_server_ends_with_its_dvc(dvc: Dvc, work: bool) -> None:
     assert dvc.text().count("heard 15") == work, "a stage must be able to save its state"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_is_replaced(dvc: Dvc) -> None:
     dvc.start("hear")
     fork = dvc.at_work()
@@ -311,6 +313,7 @@ def test_a_server_that_hangs_costs_no_stage(dvc: Dvc) -> None:
     assert psutil.pid_exists(stage) is False
 
 
+@pytest.mark.slow
 def test_requests_that_are_no_requests_change_nothing(dvc: Dvc) -> None:
     (address,) = (dvc.folder / ".dvc/tmp").iterdir()
     assert stat.S_IMODE(address.stat().st_mode) & 0o077 == 0, "others must not have a process of ours run their code"
@@ -353,6 +356,7 @@ def test_stages_of_several_dvc_share_the_server_of_their_run(tmp_path: Path) -> 
         wait_for(lambda: is_gone(server), 5)
 
 
+@pytest.mark.slow
 def test_no_server_is_left_by_a_stage_that_is_run_by_hand(tmp_path: Path) -> None:
     with started(tmp_path / "folder", served=False) as dvc:
         assert dvc.run("shared", "served", DVC_STAGE="") == (0, "False\n")
