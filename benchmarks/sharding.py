@@ -51,7 +51,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
 
     from coconut.checkpoints.weights import load_model
     from coconut.config.params import load_params
-    from coconut.devices import build_accelerator, peers_of
+    from coconut.devices import build_accelerator, compute_dtype_of, peers_of
     from coconut.model.feedback import Feedback
     from coconut.model.passes import PassOptions
     from coconut.training.learner import Learner
@@ -68,14 +68,13 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
     if kind == "none":
         model = load_model(folder)
     else:
-        compute_dtype = torch.bfloat16 if precision == "bf16" else None
         shards = load_sharded(
             folder,
             lambda _model: Feedback(),
             peers,
             kind,  # type: ignore[arg-type]
             torch.float32,
-            compute_dtype,
+            compute_dtype_of(accelerator),
         )
         model = shards.model
     learner = Learner(model, Feedback(), params.train)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from coconut.config.params import load_params
 from coconut.data.views import IGNORED, View
-from coconut.devices import build_accelerator, peers_of
+from coconut.devices import build_accelerator, compute_dtype_of, peers_of
 from coconut.model.feedback import build_feedback
 from coconut.model.passes import PassOptions
 from coconut.parts import whole
@@ -88,8 +88,8 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     )
     room = case.pop("room", len(views))
     num_weights = sum(p.numel() for module in (model, feedback) for p in module.parameters())
-    compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    shards = Shards(model, feedback, peers_of(accelerator), sharding, compute_dtype) if sharding != "none" else None
+    peers, compute_dtype = peers_of(accelerator), compute_dtype_of(accelerator)
+    shards = Shards(model, feedback, peers, sharding, compute_dtype) if sharding != "none" else None
     objective = Objective(
         model,
         feedback,

@@ -15,6 +15,7 @@ from coconut.peers import Peers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import dtype
 
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """By any of which an x86 processor multiplies in bf16, as torch names them."""
@@ -165,3 +166,10 @@ def is_shared() -> bool:
 def peers_of(accelerator: "Accelerator") -> Peers:
     """Return the processes of this run, as this one sees them."""
     return Peers(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+
+def compute_dtype_of(accelerator: "Accelerator") -> "dtype | None":
+    """Return the precision that autocast multiplies in; None where weights are multiplied as they are."""
+    import torch
+
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None

@@ -1,9 +1,8 @@
 """One curriculum entry from its parent's checkpoint to its own: load, resume, train, gate, write."""
 
-import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -177,5 +176,5 @@ def _agree(trainer: Trainer) -> None:
 
 
 def _tracking(params: Params, entry: Entry) -> AbstractContextManager[Track]:
-    config = {"model": params.model, "seed": params.seed, **dataclasses.asdict(entry)}
+    config = {"model": params.model, "seed": params.seed, **asdict(entry)}
     return tracking(params.runtime.tracker, run=entry.name, config=config, folder=LOG_DIR)

@@ -110,7 +110,7 @@ class Objective:
                 break
             except RuntimeError as error:
                 num_rows = min(self.micro_batch, len(self.peers.own(len(views))))
-                if (num_rows if self.shards else self.micro_batch) <= 1 or not is_out_of_memory(error):
+                if num_rows <= 1 or not is_out_of_memory(error):
                     raise
                 if self.shards:
                     raise NoRoomError("micro_batch", num_rows) from error

@@ -22,7 +22,7 @@ from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import MarkerIds, longest_prompt, longest_view
-from coconut.devices import build_accelerator, peers_of
+from coconut.devices import build_accelerator, compute_dtype_of, peers_of
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
 from coconut.model.feedback import Feedback
@@ -134,8 +134,8 @@ def _load_shards(
             f" to process; found {entry.latent.parallel_iterations}, which goes with `update`"
         )
     load_thought = partial(_load_feedback, params, entry, parent=parent)
-    compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers_of(accelerator), kind, dtype, compute_dtype)
+    peers, compute_dtype = peers_of(accelerator), compute_dtype_of(accelerator)
+    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers, kind, dtype, compute_dtype)
 
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:
