@@ -178,7 +178,7 @@ def started(folder: Path, *, served: bool = True) -> Iterator[Dvc]:
     try:
         if served:
             assert dvc.run("shared", "served") == (0, "True\n")
-            assert len(dvc.servers()) == 1
+            wait_for(lambda: len(dvc.servers()) == 1)  # It takes its name once the stage goes on.
         yield dvc
     finally:
         servers = dvc.servers()
