@@ -11,6 +11,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 import standin
+import waiting
 from coconut.files import can_pass, check_free_space, explain, try_lock
 from coconut.pipeline import dvc_lock, overnight
 from coconut.pipeline.dvc_lock import repair
@@ -27,6 +29,7 @@ from coconut.pipeline.record import is_whole, keep_copy
 from coconut.pipeline.repro_log import Outcome, ReproLog
 from coconut.pipeline.resume import ResumeStore, TensorsFile
 from coconut.pipeline.states import last_update
+from waiting import is_at_work
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +38,7 @@ pytestmark = [
 Usage = namedtuple("Usage", "total used free")
 PREEMPTION_S = 30
 """What a preempted machine gives; a loaded test machine must not need it all."""
+wait_for = partial(waiting.wait_for, seconds=180)
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +76,6 @@ def summary(output: str) -> dict[str, tuple[str, str]]:
 
 def outputs(root: Path) -> dict[str, str]:
     return {name: (root / "outputs" / name).read_text() for name in ("base", "cot", "latent_1", "no_cot")}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def update_of(root: Path, stage: str) -> int:
@@ -188,18 +185,11 @@ def test_when_overnight_is_killed_dvc_and_the_trainer_end_too_and_the_next_night
     assert len(children) >= 2
     night.kill()
     night.wait()
-    wait_for(lambda: not any(map(is_at_work, children)), PREEMPTION_S)
+    wait_for(lambda: not any(map(is_at_work, children)), seconds=PREEMPTION_S)
     again = standin.run(root, "coconut", "overnight")
     assert again.returncode == 0, again.stdout
     assert summary(again.stdout)["train@cot"][0] == "resumed"
     assert outputs(root) == outputs(finished)
-
-
-def is_at_work(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.slow

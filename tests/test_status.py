@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 import standin
+import waiting
 from coconut.files import try_lock
 from coconut.pipeline.events import last_run
 from coconut.pipeline.record import md5_as_dvc
 from coconut.pipeline.status import Row, render, stage_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
+wait_for = partial(waiting.wait_for, seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +190,6 @@ def test_a_suspended_stage_is_not_called_running(root):
         dvc.communicate()
     wait_for(lambda: states(root)["base"] == "interrupted")
     assert details(root)["base"] == "ended before it was done"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("text", ["", "stages: [", '{"update": 1', "[]", 20_000 * "["])

@@ -34,13 +34,14 @@ def hand_over() -> None:
 
     Returns, having done nothing, where there is no server.
     """
-    if is_fork() or not address_of(owner()).exists():
+    address = address_of(owner())
+    if is_fork() or not address.exists():
         return
     with ExitStack() as opened:
         try:
             server = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             server.settimeout(_ANSWER_S)
-            server.connect(str(address_of(owner())))
+            server.connect(str(address))
             lifeline, our_end = os.pipe()
             opened.callback(os.close, our_end)
             opened.callback(os.close, lifeline)

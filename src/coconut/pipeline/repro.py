@@ -60,7 +60,7 @@ def fitting_jobs(root: Path) -> int:
     """Return how many stages the machine has room for at once, by its GPUs, cores and free memory."""
     if gpus := gpus_of(root):
         return len(gpus)
-    runtime = _runtime(root)
+    runtime = runtime_of(root)
     threads = runtime.get("threads")
     if not isinstance(threads, int) or threads < 1:
         return 1  # One stage takes all cores.
@@ -72,10 +72,11 @@ def fitting_jobs(root: Path) -> int:
 
 def gpus_of(root: Path) -> list[str]:
     """Return the GPUs of each of the stages that run side by side; see `gpus_by_stage`."""
-    return gpus_by_stage(_runtime(root))
+    return gpus_by_stage(runtime_of(root))
 
 
-def _runtime(root: Path) -> dict[str, object]:
+def runtime_of(root: Path) -> dict[str, object]:
+    """Read the section `runtime` of `params.yaml`; empty if it is none."""
     runtime = read_mapping(root / "params.yaml").get("runtime")
     return runtime if isinstance(runtime, dict) else {}
 

@@ -14,10 +14,10 @@ from coconut.config.params import load_params
 from coconut.config.schema import Params
 from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
-from coconut.pipeline.dvc_file import read_mapping, read_pipeline
+from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.forecast import Times, hour, simulate, write_times
 from coconut.pipeline.fork_server import PRELOADED, serves
-from coconut.pipeline.repro import fitting_jobs
+from coconut.pipeline.repro import fitting_jobs, runtime_of
 from coconut.pipeline.status import Row, clock, stage_rows
 from coconut.report.tables import Table
 
@@ -54,8 +54,7 @@ def run(root: Path, *, jobs: int | None = None, measures: bool = True) -> int:
         measures = False
     jobs = jobs or fitting_jobs(root)
     times = _measure(params, rows) if measures else {}
-    runtime = read_mapping(root / "params.yaml").get("runtime")
-    seconds = _seconds_by_stage(rows, times, is_served=isinstance(runtime, dict) and serves(runtime))
+    seconds = _seconds_by_stage(rows, times, is_served=serves(runtime_of(root)))
     table = Table(_HEADERS, [_line(row, params, times, seconds) for row in rows], num_text_columns=2)
     _print(table.to_text() + "\n")
     if not measures:
