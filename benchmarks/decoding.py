@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from coconut.data.collator import collate
 from coconut.data.views import View
+from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.feedback import Feedback
 from coconut.model.generation import generate
+from coconut.model.passes import PassOptions
 from workload import alternate, build_gpt2, make_views, matrix_rates
 
 NUM_QUESTIONS = 64
@@ -20,13 +22,14 @@ NUM_SLOW = 2
 
 
 def compare(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
-    """64 questions, 6 thoughts and 32 new tokens each, in float32 and in bf16 autocast."""
+    """64 questions, 6 thoughts and 32 new tokens each, in float32 and in bf16 autocast: one batch of an evaluation."""
     model = build_gpt2(device).eval()
+    options = PassOptions(reordered=ReorderedWeights())
     prompts = [_without_target(view) for view in make_views(NUM_QUESTIONS, num_latents=NUM_THOUGHTS)]
     steps = {
         "uncached, one row": lambda: [decode_without_cache(model, prompt) for prompt in prompts[:NUM_SLOW]],
-        "ours, fp32": lambda: decode(model, prompts),
-        "ours, bf16": lambda: decode(model, prompts, is_bf16=True),
+        "ours, fp32": lambda: decode(model, prompts, options),
+        "ours, bf16": lambda: decode(model, prompts, options, is_bf16=True),
     }
     seconds = alternate(steps, repeats=repeats)
     seconds["uncached, one row"] *= NUM_QUESTIONS / NUM_SLOW
@@ -52,11 +55,11 @@ def _without_target(view: View) -> View:
     return View(view.input_ids[:length], view.labels[:length], view.prefix_length, view.num_slots, view.num_thoughts)
 
 
-def decode(model: PreTrainedModel, prompts: list[View], *, is_bf16: bool = False) -> int:
+def decode(model: PreTrainedModel, prompts: list[View], options: PassOptions, *, is_bf16: bool = False) -> int:
     """All prompts in one batch; no token ends a row."""
     batch = collate(prompts, pad_id=0).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
-        rows = generate(model, Feedback(), batch, eos_ids=[], max_new_tokens=NUM_TOKENS)
+        rows = generate(model, Feedback(), batch, eos_ids=[], max_new_tokens=NUM_TOKENS, options=options)
     return sum(row.num_tokens for row in rows)
 
 

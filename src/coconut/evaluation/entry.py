@@ -42,6 +42,7 @@ from coconut.layout import (
     find_test_sets,
 )
 from coconut.logs import shows_progress
+from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling
@@ -204,7 +205,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
-        options=PassOptions(fast=params.runtime.fast),
+        options=PassOptions(fast=params.runtime.fast, reordered=ReorderedWeights()),
         answer=meta.answer,
         tolerance=params.evaluate.tolerance,
         peers=peers_of(accelerator),

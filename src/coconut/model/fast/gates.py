@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.model.fast.backward import Backward, Function, once
 from coconut.model.fast.products import linear, prefers_onednn
+from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.fast.thresholds import Thresholds
 
 
@@ -31,12 +32,18 @@ class GatedLinear:
     Args:
         max_kept: elements of inputs and output gradients that may be kept; None: no bound.
         conversion: of inputs, which the layers of a model share; one of its own if None.
+        reordered: keeps the weight for products without gradients, over several batches.
     """
 
     def __init__(
-        self, module: Any, max_kept: int | None, thresholds: Thresholds, conversion: "Conversion | None" = None
+        self,
+        module: Any,
+        max_kept: int | None,
+        thresholds: Thresholds,
+        conversion: "Conversion | None" = None,
+        reordered: ReorderedWeights | None = None,
     ) -> None:
-        self.module, self.conversion = module, conversion or Conversion()
+        self.module, self.conversion, self.reordered = module, conversion or Conversion(), reordered
         self.weight: Tensor = module.weight
         self.bias: nn.Parameter | None = module.bias
         self.factors = Factors(
@@ -53,7 +60,13 @@ class GatedLinear:
         factors, input = self.factors, self.conversion.of(input)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             weight, bias = self._read_only(input.dtype)
-            return linear(input, factors.oriented(weight), bias, min_multiplications=factors.min_multiplications)
+            return linear(
+                input,
+                factors.oriented(weight),
+                bias,
+                min_multiplications=factors.min_multiplications,
+                reordered=self.reordered,
+            )
         if not factors.has_gate:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut.model.batch import Batch
 from coconut.model.fast.gates import Conversion, GatedLinear
+from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.fast.rotation import rotations_of
 from coconut.model.fast.same_code import is_same_code
 from coconut.model.fast.thresholds import Thresholds
@@ -32,6 +33,7 @@ class BatchLayers:
         batch: whose ids are looked up; without it, ids are asked for where they are.
         saves_memory: keep no more factors of a weight's gradient than the gradient itself would take. Without
             activation checkpoints the factors exist anyway, as activations.
+        reordered: keeps weights for products without gradients, over several batches.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class BatchLayers:
         *,
         saves_memory: bool = False,
         thresholds: Thresholds | None = None,
+        reordered: ReorderedWeights | None = None,
     ) -> None:
         self.is_active = False
         self.blocks = checkpointable_blocks(model)
@@ -60,7 +63,7 @@ class BatchLayers:
                 max_kept = module.weight.numel() if saves_memory else None
                 if module is head:
                     max_kept = min(module.weight.numel(), thresholds.max_kept_of_head)
-                layer = GatedLinear(module, max_kept, thresholds, self.conversion)
+                layer = GatedLinear(module, max_kept, thresholds, self.conversion, reordered)
                 self.forwards.append((module, layer))
                 if module is head and is_tied(embeddings, layer):
                     self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer, batch)))

@@ -24,8 +24,13 @@ class LayerPasses(PlainPasses):
 
     def __init__(self, model: PreTrainedModel, batch: Batch, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, batch, *args, **kwargs)
-        saves_memory = self.options.checkpoint_activations
-        self.layers = BatchLayers(model, batch, saves_memory=saves_memory, thresholds=self.options.thresholds)
+        self.layers = BatchLayers(
+            model,
+            batch,
+            saves_memory=self.options.checkpoint_activations,
+            thresholds=self.options.thresholds,
+            reordered=self.options.reordered,
+        )
 
     def _layers(self) -> AbstractContextManager[None]:
         return self.layers.active()
