@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Every test runs offline and on one thread."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ if hasattr(signal, "pthread_sigmask"):
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+gc.disable()  # Until all tests are collected.
+
+
+def pytest_collection_finish() -> None:
+    """Leave thousands of tests and what they have imported out of every later garbage collection."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def _build(family: str) -> "PreTrainedModel":

@@ -15,6 +15,7 @@ from coconut.config.params import load_params
 from coconut.config.schema import Params
 from coconut.data.examples import MARKERS, Example
 from coconut.data.tokenizer import build_word_tokenizer
+from marks import slow_but
 from tiny_models import FAMILIES, build_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +178,7 @@ def test_a_trained_checkpoint_as_model_keeps_its_markers(run, tmp_path, tiny_lla
 
 
 @pytest.mark.parametrize("kind", [AutoModelForTokenClassification, AutoModelForSequenceClassification])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("family", slow_but(["gpt2"], ["gpt2", "llama", "qwen2"]))
 def test_a_classification_head_is_dropped_with_a_warning_that_names_it(kind, family, run, tmp_path, log_lines):
     reward = kind.from_config(build_tiny_model(family).config)
     folder = save_folder(tmp_path / "reward", reward)

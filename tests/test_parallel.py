@@ -14,6 +14,7 @@ from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions, copy_cache
+from marks import slow_but
 from tiny_models import FAMILIES, build_tiny_model
 from ways import hidden_states
 
@@ -165,7 +166,7 @@ def test_a_copied_cache_grows_alone(tiny_lm: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("thought", ["hidden[-1]", "normalised(input+suppressed[0.5:])", "projection"])
-@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("iterations", slow_but([0, 3], [0, 1, 3]))
 def test_running_passes_again_in_the_backward_pass_changes_no_gradient(
     tiny_lm: PreTrainedModel, iterations: int, thought: str
 ) -> None:
