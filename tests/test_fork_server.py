@@ -307,12 +307,16 @@ def test_requests_that_are_no_requests_change_nothing(dvc: Dvc, monkeypatch: pyt
     (address,) = (dvc.folder / ".dvc/tmp").iterdir()
     assert stat.S_IMODE(address.stat().st_mode) & 0o077 == 0, "others must not have a process of ours run their code"
     monkeypatch.chdir(address.parent)  # An absolute path may be too long for a socket.
+    (server,) = dvc.servers()
+    num_open = server.num_fds()
     for message in (b"", b"[]", b"{", b"[1, 2, 3, 4, 5]", b"\xff" * 1000):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-            client.connect(address.name)
-            if message:
-                client.send(message)
+        for descriptors in ([], [0, 1]):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect(address.name)
+                if message:
+                    socket.send_fds(client, [message], descriptors)
     assert dvc.run("shared") == (0, "True\n")
+    wait_for(lambda: server.num_fds() == num_open)  # What came along was closed.
 
 
 @pytest.mark.slow

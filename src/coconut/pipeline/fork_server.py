@@ -41,6 +41,8 @@ from coconut.pipeline.gpus import processes_of
 PRELOADED = ("torch", "transformers.modeling_utils", "transformers.models.auto")
 _LARGEST_REQUEST = 1 << 18
 _REQUEST_S = 10.0
+_Clients = dict[int, tuple[int, socket.socket]]
+"""The number of each fork, and who waits for it, by the file descriptor of the fork."""
 
 
 # --- the server -----------------------------------------------------------------------------
@@ -124,24 +126,27 @@ def _serve(listener: socket.socket, owning: int) -> NoReturn:
     os.setpgid(0, 0)  # One of several `dvc` may end with all its group.
     address = Path(listener.getsockname())
     _detach()
-    clients: dict[int, tuple[int, socket.socket]] = {}
-    """The number of a fork, and who waits for it, by the descriptor of the fork."""
+    clients: _Clients = {}
     while listener.fileno() >= 0 or clients:
         waiting = [*clients, *([listener.fileno(), owning] if listener.fileno() >= 0 else [])]
         for ready in select.select(waiting, [], [])[0]:
             if ready in clients:
-                number, client = clients.pop(ready)
-                _, status = os.waitpid(number, 0)
+                ended, client = clients.pop(ready)
+                _, status = os.waitpid(ended, 0)
                 os.close(ready)
                 with client, suppress(OSError):
                     client.send(str(status).encode())
             elif ready == owning:
                 address.unlink(missing_ok=True)
                 listener.close()
-            elif listener.fileno() >= 0 and (request := _accept(listener, clients)) is not None:
-                listener.close()
-                os.close(owning)
-                _work(request)
+            elif listener.fileno() >= 0 and (asked := _accept(listener)) is not None:
+                client, request = asked
+                number = _fork()
+                if number == 0:
+                    _let_go(clients, client, listener)
+                    os.close(owning)
+                    _work(request)
+                _answer(number, client, request, clients)
     os._exit(0)
 
 
@@ -160,46 +165,61 @@ def _name_process(name: str) -> None:
         Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
 
 
-def _accept(listener: socket.socket, clients: dict[int, tuple[int, socket.socket]]) -> _Request | None:
-    """Fork for one stage; return, in the fork alone, what it is to run."""
+def _accept(listener: socket.socket) -> tuple[socket.socket, _Request] | None:
+    """Return a stage that waits for an answer, and what it is to run; None if it does not wait, or asks wrongly."""
     try:
         client, _ = listener.accept()
-    except OSError:  # It did not wait.
+    except OSError:
         return None
     request = _receive(client)
     if request is None:
         client.close()
         return None
-    try:
-        number = os.fork()
-    except OSError:  # No memory, or no more processes: the stage starts by itself.
-        client.close()
-        number = -1
-    if number == 0:
-        client.close()
-        for descriptor, (_, other) in clients.items():
-            os.close(descriptor)
-            other.close()
-        return request
-    for descriptor in (*request.streams, request.lifeline):
-        os.close(descriptor)
-    if number > 0:
-        fork = os.pidfd_open(number)
-        clients[fork] = number, client
-        with suppress(OSError):
-            socket.send_fds(client, [b"fork"], [fork])
-    return None
+    return client, request
 
 
 def _receive(client: socket.socket) -> _Request | None:
     client.settimeout(_REQUEST_S)
+    descriptors: list[int] = []
     try:
         message, descriptors, _, _ = socket.recv_fds(client, _LARGEST_REQUEST, 4, socket.MSG_CMSG_CLOEXEC)
         arguments, path, folder, environment, ignored = json.loads(message)
         stdin, stdout, stderr, lifeline = descriptors
         return _Request(arguments, path, folder, environment, ignored, (stdin, stdout, stderr), lifeline)
     except (OSError, ValueError, TypeError):
+        for descriptor in descriptors:
+            os.close(descriptor)
         return None
+
+
+def _fork() -> int | None:
+    """Fork; None if there is no memory, or no more processes: the stage starts by itself then."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
+
+
+def _answer(number: int | None, client: socket.socket, request: _Request, clients: _Clients) -> None:
+    """Tell a stage of its fork, and note whom it belongs to; without one, end the conversation."""
+    for descriptor in (*request.streams, request.lifeline):
+        os.close(descriptor)
+    if number is None:
+        client.close()
+        return
+    fork = os.pidfd_open(number)
+    clients[fork] = number, client
+    with suppress(OSError):
+        socket.send_fds(client, [b"fork"], [fork])
+
+
+def _let_go(clients: _Clients, *others: socket.socket) -> None:
+    """Close, in a fork, what is the server's."""
+    for descriptor, (_, client) in clients.items():
+        os.close(descriptor)
+        client.close()
+    for other in others:
+        other.close()
 
 
 # --- the fork -------------------------------------------------------------------------------
