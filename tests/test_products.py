@@ -22,21 +22,20 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return bool(request.param)
 
 
+def draw(num_rows: int = 128, num_columns: int = 96, *, is_transposed: bool = False, seed: int = 0) -> Tensor:
+    shape = (num_columns, num_rows) if is_transposed else (num_rows, num_columns)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return drawn.t() if is_transposed else drawn
+
+
 @pytest.mark.parametrize("num_rows", [1, 8, 300])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("layouts", ["contiguous", "weight", "input", "both"])
 @pytest.mark.usefixtures("library")
 def test_products_equal_those_in_float64(num_rows: int, has_bias: bool, layouts: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, columns: int, is_transposed: bool) -> Tensor:
-        shape = (columns, rows) if is_transposed else (rows, columns)
-        drawn = torch.randn(shape, generator=generator)
-        return drawn.t() if is_transposed else drawn
-
-    input = draw(num_rows, 96, layouts in ("input", "both"))
-    weight = draw(128, 96, layouts in ("weight", "both"))
-    bias = torch.randn(128, generator=generator) if has_bias else None
+    input = draw(num_rows, 96, is_transposed=layouts in ("input", "both"))
+    weight = draw(128, 96, is_transposed=layouts in ("weight", "both"), seed=1)
+    bias = draw(1, 128, seed=2)[0] if has_bias else None
     with torch.no_grad():
         found = products.linear(input, weight, bias, min_multiplications=0)
     exact = functional.linear(input.double(), weight.double(), None if bias is None else bias.double())
@@ -58,16 +57,10 @@ def test_the_same_product_gives_the_same_bytes() -> None:
         assert len({products.linear(input, weight, min_multiplications=0).numpy().tobytes() for _ in range(5)}) == 1
 
 
-def draw_weight(num_outputs: int = 128, num_inputs: int = 96, *, is_transposed: bool = False) -> Tensor:
-    shape = (num_inputs, num_outputs) if is_transposed else (num_outputs, num_inputs)
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    return drawn.t() if is_transposed else drawn
-
-
 def multiply(
     weight: Tensor, reordered: ReorderedWeights | None, num_rows: int = 8, bias: Tensor | None = None
 ) -> Tensor:
-    input = torch.randn(num_rows, 1, weight.shape[1], generator=torch.Generator().manual_seed(num_rows))
+    input = draw(num_rows, weight.shape[1], seed=num_rows)[:, None]
     with torch.no_grad():
         return products.linear(input, weight, bias, min_multiplications=0, reordered=reordered)
 
@@ -89,7 +82,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("onednn")
 def test_a_reordered_weight_gives_the_same_bits(num_rows: int, is_transposed: bool, has_bias: bool) -> None:
     for shape in ((128, 96), (51, 77), (5, 256)):
-        weight = draw_weight(*shape, is_transposed=is_transposed)
+        weight = draw(*shape, is_transposed=is_transposed)
         bias = torch.linspace(-1, 1, shape[0]) if has_bias else None
         kept = ReorderedWeights(min_reads=0)
         wanted = multiply(weight, None, num_rows, bias)
@@ -100,7 +93,7 @@ def test_a_reordered_weight_gives_the_same_bits(num_rows: int, is_transposed: bo
 
 @pytest.mark.usefixtures("onednn")
 def test_a_weight_is_reordered_once_it_has_been_read_often() -> None:
-    weight, kept = draw_weight(), ReorderedWeights(min_reads=3)
+    weight, kept = draw(), ReorderedWeights(min_reads=3)
     assert [kept.of(weight, num_rows).is_mkldnn for num_rows in (2, 1, 5, 1, 2, 1, 2, 1, 9)] == [
         *(False for _ in range(6)),
         True,
@@ -112,7 +105,7 @@ def test_a_weight_is_reordered_once_it_has_been_read_often() -> None:
 @pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.usefixtures("onednn")
 def test_a_weight_that_has_changed_is_noticed(is_transposed: bool) -> None:
-    weight, kept = torch.nn.Parameter(draw_weight()), ReorderedWeights(min_reads=1)
+    weight, kept = torch.nn.Parameter(draw()), ReorderedWeights(min_reads=1)
 
     def seen() -> Tensor:
         return weight.t() if is_transposed else weight
@@ -129,7 +122,7 @@ def test_a_weight_that_has_changed_is_noticed(is_transposed: bool) -> None:
 
 @pytest.mark.usefixtures("onednn")
 def test_no_more_is_copied_than_was_allowed() -> None:
-    first, second, third = (draw_weight(num, 8) for num in (10, 11, 5))
+    first, second, third = (draw(num, 8) for num in (10, 11, 5))
     kept = ReorderedWeights(min_reads=0, max_elements=10 * 8 + 5 * 8)
     assert [is_reordered(kept, weight) for weight in (first, second, third)] == [True, False, True]
     assert [is_reordered(kept, weight) for weight in (first, second, third)] == [True, False, True]
@@ -141,14 +134,21 @@ def test_no_more_is_copied_than_was_allowed() -> None:
 def test_a_weight_in_the_place_of_another_is_not_taken_for_it() -> None:
     kept = ReorderedWeights(min_reads=0)
     for number in range(20):
-        weight = draw_weight(64, 512) * number
+        weight = draw(64, 512) * number
         assert torch.equal(multiply(weight, kept), multiply(weight, None))
         del weight  # Its memory would be the next one's.
 
 
 @pytest.mark.usefixtures("onednn")
+def test_a_part_of_a_weight_is_not_taken_for_the_whole() -> None:
+    weight, kept = draw(), ReorderedWeights(min_reads=0)
+    for part in (weight, weight[:64], weight[:, :48], weight.t()[:64], weight[64:], weight):
+        assert torch.equal(multiply(part, kept), multiply(part, None))
+
+
+@pytest.mark.usefixtures("onednn")
 def test_gradients_leave_weights_as_they_are() -> None:
-    weight, kept = torch.nn.Parameter(draw_weight()), ReorderedWeights(min_reads=0)
+    weight, kept = torch.nn.Parameter(draw()), ReorderedWeights(min_reads=0)
     products.linear(torch.ones(2, 96), weight, min_multiplications=0, reordered=kept).sum().backward()
     assert torch.equal(weight.grad, torch.full((128, 96), 2.0))
 

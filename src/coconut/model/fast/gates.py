@@ -60,13 +60,7 @@ class GatedLinear:
         factors, input = self.factors, self.conversion.of(input)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             weight, bias = self._read_only(input.dtype)
-            return linear(
-                input,
-                factors.oriented(weight),
-                bias,
-                min_multiplications=factors.min_multiplications,
-                reordered=self.reordered,
-            )
+            return factors.linear(input, factors.oriented(weight), bias, self.reordered)
         if not factors.has_gate:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
@@ -148,9 +142,15 @@ class Factors:
         """Return the weight as O x I."""
         return weight.t() if self.is_conv1d else weight
 
-    def linear(self, input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    def linear(
+        self,
+        input: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None = None,
+        reordered: ReorderedWeights | None = None,
+    ) -> Tensor:
         """Multiply through the fastest library; see `products.linear`."""
-        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications)
+        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications, reordered=reordered)
 
     def add(self, input_RI: Tensor, gradient_RO: Tensor) -> None:
         """Take a pass's share of the gradient, as its two factors, without the graph that leads to them."""

@@ -27,7 +27,8 @@ class ReorderedWeights:
     """Copies of a model's weights for all batches that only read them. CPU, float32.
 
     Products of two rows or more have the same bits with a weight in either order (oneDNN's kernels for AVX-512, AVX2
-    and SSE4.1). A single row is multiplied in another way, and reads the weight as it is.
+    and SSE4.1). A single row, and a weight with gaps in memory, are multiplied in another way: there the weight is
+    read as it is.
 
     Args:
         min_reads: products of a weight before it is reordered, which takes the time that some twenty of them save.
@@ -37,7 +38,7 @@ class ReorderedWeights:
     def __init__(self, min_reads: int = 16, max_elements: int = 1 << 28) -> None:
         self.min_reads = min_reads
         self.num_left = max_elements
-        self._reads: dict[tuple[int, tuple[int, ...]], _Read] = {}
+        self._reads: dict[tuple[int, tuple[int, ...], tuple[int, ...]], _Read] = {}
 
     def of(self, weight_OI: Tensor, num_rows: int) -> Tensor:
         """Return the weight as a product of so many rows is to read it.
@@ -45,9 +46,10 @@ class ReorderedWeights:
         Args:
             weight_OI: float32, on the CPU; in any strides.
         """
-        if num_rows < 2 or weight_OI.is_inference():  # Nobody counts the changes of an inference tensor.
+        has_gaps = not (weight_OI.is_contiguous() or weight_OI.t().is_contiguous())
+        if num_rows < 2 or has_gaps or weight_OI.is_inference():  # Nobody counts the changes of an inference tensor.
             return weight_OI
-        place = weight_OI.data_ptr(), weight_OI.stride()
+        place = weight_OI.data_ptr(), tuple(weight_OI.shape), weight_OI.stride()
         read = self._reads.get(place)
         if read is None or read.version != weight_OI._version:
             self._forget(read)
