@@ -58,23 +58,26 @@ def _verdict(value: float, limit: float, *, at_least: bool = False) -> str:
     return "reached" if (value >= limit if at_least else value <= limit) else "**not reached**"
 
 
+def _judged(value: float, limit: float, *, at_least: bool = False) -> tuple[float, float, str]:
+    """Return the cells found, wanted and verdict of a row."""
+    return value, limit, _verdict(value, limit, at_least=at_least)
+
+
 def _updates(part: Json, device: str) -> list[str]:
     limits = {"B=8": 1.25, "B=32": 1.10} if device == "cpu" else {"B=8": float("inf"), "B=32": 1.3}
-    own_limits = {"B=8": 1.10, "B=32": 1.05}
+    limits_of_thoughts = {"B=8": 1.10, "B=32": 1.05}
     rows = []
     for size, limit in limits.items():
         found = part[size]
         seconds = found["seconds"]
         own = seconds["latent, torch's products"] / seconds["plain"]
         rows += [
-            (size, "latent / plain", found["latent / plain"], limit, _verdict(found["latent / plain"], limit)),
-            (size, "the same without oneDNN", own, limit, _verdict(own, limit)),
+            (size, "latent / plain", *_judged(found["latent / plain"], limit)),
+            (size, "the same without oneDNN", *_judged(own, limit)),
             (
                 size,
                 "latent / no thoughts, all our speed-ups in both",
-                found["latent / ours, no thoughts"],
-                own_limits[size],
-                _verdict(found["latent / ours, no thoughts"], own_limits[size]),
+                *_judged(found["latent / ours, no thoughts"], limits_of_thoughts[size]),
             ),
         ]
     lines = _table(["", "ratio", "found", "wanted at most", ""], rows)
@@ -170,7 +173,7 @@ def _generation(part: Json, device: str) -> list[str]:
     has_amx = "amx_tile" in part["machine"]["instructions"]
     bf16_name = "bf16 autocast / uncached fp32" + (" (with AMX)" if has_amx else " (no AMX here)")
     rows = [
-        ("fp32 / uncached, one row", part["fp32 / uncached"], 28, _verdict(part["fp32 / uncached"], 28, at_least=True)),
+        ("fp32 / uncached, one row", *_judged(part["fp32 / uncached"], 28, at_least=True)),
         (
             bf16_name,
             part["bf16 / uncached"],
@@ -179,15 +182,11 @@ def _generation(part: Json, device: str) -> list[str]:
         ),
         (
             "time / arithmetic floor, fp32, at torch's own matrix rate",
-            part["fp32 / floor at torch rate"],
-            1.5,
-            _verdict(part["fp32 / floor at torch rate"], 1.5),
+            *_judged(part["fp32 / floor at torch rate"], 1.5),
         ),
         (
             "the same at the rate of the library that we take (oneDNN)",
-            part["fp32 / floor at ours rate"],
-            1.5,
-            _verdict(part["fp32 / floor at ours rate"], 1.5),
+            *_judged(part["fp32 / floor at ours rate"], 1.5),
         ),
         ("time / arithmetic floor, bf16", part["bf16 / floor at ours rate"], "", ""),
     ]
