@@ -20,9 +20,10 @@ from coconut.model.fast.store import ColumnStore, CurrentPass
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, read_columns
 from coconut.model.passes import PassOptions
+from test_generation import make_prompts
 from test_latent import gradients, make_views
 from tiny_models import FAMILIES, build_tiny_model
-from ways import STORE, WAYS
+from ways import STORE, WAYS, with_thresholds
 
 
 @pytest.fixture(params=["store, torch's kernel", "store, own attention"])
@@ -292,3 +293,41 @@ def test_selected_rows_read_on_as_if_alone(tiny_lm: PreTrainedModel, options: Pa
     assert isinstance(passes.cache, ColumnStore)
     assert passes.cache.layers_read[1].keys_BKCd.shape[0] == 2
     assert torch.equal(passes.cache.is_real_BC[:, :-1], batch.attention_mask_BT[[2, 0]].bool())
+
+
+@pytest.fixture
+def nan_in_new_memory() -> Iterator[None]:
+    """Memory that is allocated and not filled holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_new_memory")
+@pytest.mark.parametrize("is_bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lengths", [(3, 9, 4), (5, 5, 5)], ids=["padded", "even"])
+def test_decoding_that_reads_the_whole_store_sees_what_is_written(
+    tiny_lm: PreTrainedModel, lengths: tuple[int, ...], is_bf16: bool
+) -> None:
+    batch = collate(make_prompts(2, lengths), pad_id=0)
+    ids_TB = torch.randint(2, 60, (9, len(lengths)), generator=torch.Generator().manual_seed(3))
+    num_columns = batch.input_ids_BT.shape[1] + len(ids_TB)
+
+    def hidden(min_full: float) -> Tensor:
+        options = with_thresholds(STORE, min_full=min_full)
+        passes = open_passes(tiny_lm, batch, Feedback(), options, num_further_columns=len(ids_TB))
+        seen, rows = [read_columns(passes, Feedback(), batch)[:, -1]], [0, 1, 2]
+        for step, ids_B in enumerate(ids_TB):
+            if step == 5:
+                rows = [2, 0]
+                passes.select(torch.tensor(rows))
+            positions_B = batch.position_ids_BT[rows, -1] + step + 1
+            output = passes.read(passes.embed(ids_B[rows][:, None]), positions_B[:, None])
+            seen.append(output.last_hidden_state[:, -1])
+        assert passes.cache.begin(0, 1).num_read == (num_columns if min_full == 0 else 1)
+        return torch.cat(seen)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        expected, found = hidden(2), hidden(0)
+    assert torch.isfinite(found).all()
+    assert (found - expected).abs().max() <= (1e-2 if is_bf16 else 1e-5) * expected.abs().max()

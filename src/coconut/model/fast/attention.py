@@ -26,6 +26,8 @@ class Pass:
 
     start: int
     stop: int
+    num_read: int
+    """Columns of the store that attention reads: all up to the last, or more, which hold zeros and are hidden."""
 
     @property
     def columns(self) -> slice:
@@ -53,9 +55,11 @@ class LayerColumns:
 
     def __init__(self, key_BKSd: Tensor, value_BKSd: Tensor, *, num_columns: int, thresholds: Thresholds) -> None:
         num_rows, num_heads = key_BKSd.shape[:2]
-        # Not filled: a column is always written before it is read.
+        # Not filled: a column is written before it is read, or filled with zeros by `write`.
         self.keys_BKCd = key_BKSd.new_empty(num_rows, num_heads, num_columns, key_BKSd.shape[-1])
         self.values_BKCd = value_BKSd.new_empty(num_rows, num_heads, num_columns, value_BKSd.shape[-1])
+        self.is_filled = False
+        """Whether the columns that are not written yet hold zeros."""
         self.num_queries = 0
         """Per head of keys, over the passes that `attend` has computed."""
         self.min_vectorised_softmax = thresholds.min_vectorised_softmax
@@ -65,10 +69,14 @@ class LayerColumns:
         """Store a pass's keys and values."""
         self.keys_BKCd.narrow(2, current.start, current.num_columns).copy_(key_BKSd)
         self.values_BKCd.narrow(2, current.start, current.num_columns).copy_(value_BKSd)
+        if current.num_read > current.stop and not self.is_filled:
+            self.keys_BKCd[:, :, current.stop :].zero_()
+            self.values_BKCd[:, :, current.stop :].zero_()
+            self.is_filled = True
 
     def read(self, current: Pass) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all columns up to a pass's last."""
-        return self.keys_BKCd.narrow(2, 0, current.stop), self.values_BKCd.narrow(2, 0, current.stop)
+        """Return keys and values of all columns that a pass reads."""
+        return self.keys_BKCd.narrow(2, 0, current.num_read), self.values_BKCd.narrow(2, 0, current.num_read)
 
     def append(self, key_BKSd: Tensor, value_BKSd: Tensor, link: Link, current: Pass) -> tuple[Tensor, Tensor]:
         """Store a pass's keys and values and return all so far."""
@@ -106,7 +114,7 @@ class LayerColumns:
         return out
 
     def operands(self, query_BHSd: Tensor, current: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, A x GS x d, and all keys and values up to a pass's last, A x T x d."""
+        """Return queries, A x GS x d, and all keys and values that a pass reads, A x T x d."""
         keys, values = (part.flatten(0, 1) for part in self.read(current))
         return query_BHSd.reshape(len(keys), -1, query_BHSd.shape[-1]), keys, values
 

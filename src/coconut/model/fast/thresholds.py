@@ -17,6 +17,8 @@ class Thresholds:
     """Padded columns of a pass x width squared from which on leaving padding out saves more than packing costs."""
     max_scores: int = 1024
     """Columns of a pass x columns that it sees, up to which attention is computed here; torch's kernel wins beyond."""
+    min_full: float = 2 / 3
+    """Share of the store that is written from which on attention from one column reads all of it; without gradients."""
     min_vectorised_softmax: int = 16
     """Below this number of columns torch's CPU softmax is not vectorised; exp, sum and div are five times faster."""
     min_weight_elements: int = 1 << 16
