@@ -23,14 +23,15 @@ def test_every_row_of_the_page_is_read():
     assert len(set(PAIRS)) == len(PAIRS)
 
 
-@pytest.mark.parametrize(("found", "gold", "verdict"), PAIRS)
-def test_the_page_says_what_is_equal(found, gold, verdict):
-    assert (same_answer(found, gold), same_answer(gold, found)) == BOTH_WAYS[verdict]
+def test_the_page_says_what_is_equal():
+    verdicts = {pair: (same_answer(pair[0], pair[1]), same_answer(pair[1], pair[0])) for pair in PAIRS}
+    assert [pair for pair in PAIRS if verdicts[pair] != BOTH_WAYS[pair[2]]] == []
 
 
-@pytest.mark.parametrize(("found", "gold", "verdict"), [pair for pair in PAIRS if "#" not in pair[0] + pair[1]])
-def test_the_page_holds_for_answers_that_are_extracted(found, gold, verdict):
-    assert same_answer(extract_answer(f"<<1+1=2>>\n### {found}\nso"), gold) == BOTH_WAYS[verdict][0]
+def test_the_page_holds_for_answers_that_are_extracted():
+    pairs = [pair for pair in PAIRS if "#" not in pair[0] + pair[1]]
+    extracted = {pair: extract_answer(f"<<1+1=2>>\n### {pair[0]}\nso") for pair in pairs}
+    assert [pair for pair in pairs if same_answer(extracted[pair], pair[1]) != BOTH_WAYS[pair[2]][0]] == []
 
 
 def whole_and_rest(number: Decimal) -> tuple[int, Fraction]:

@@ -22,6 +22,7 @@ from coconut.config.schema import LatentConfig
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.model.feedback import build_feedback
 from coconut.training.learner import Learner
+from marks import slow_but
 from test_config import SHIPPED
 from tiny_models import build_tiny_model
 
@@ -140,7 +141,7 @@ def try_damages(whole: Path, folder: Path, name: str, seeds: range) -> int:
     return num_found
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", slow_but(["config.json", "model.safetensors", "tokenizer.json"], FILES))
 def test_a_damaged_file_of_a_checkpoint_is_one_message(name: str, whole: Path, tmp_path: Path) -> None:
     assert try_damages(whole, tmp_path / "damaged", name, range(NUM_FAST)) > NUM_FAST // 4
 

@@ -65,7 +65,10 @@ def test_help_and_completion_import_nothing_slow():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[name] for name in SUBCOMMANDS if name not in ("repair", "compare", "push", "solve", "think", "submit")],
+    slow_but(
+        [["status"], ["report"]],
+        [[name] for name in SUBCOMMANDS if name not in ("repair", "compare", "push", "solve", "think", "submit")],
+    ),
 )
 def test_outside_of_the_repository_it_is_one_message_and_exit_code_1(tmp_path, arguments):
     done = coconut(tmp_path, *arguments)

@@ -19,6 +19,7 @@ from coconut.data.views import MarkerIds
 from coconut.training.loop import Trainer
 from coconut.training.outside import Stopped
 from coconut.training.rows import longest_reasoning, training_views
+from marks import slow_but
 from test_config import SHIPPED
 from test_loop import FakeSet, Keeper, make_entry, make_trainer, untimed, weights
 
@@ -229,7 +230,7 @@ def icot_run(params: Params, **changes: Any) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("stop_at", [1, pytest.param(6, marks=pytest.mark.slow), 7, 11])
+@pytest.mark.parametrize("stop_at", slow_but([1, 7], [1, 6, 7, 11]))
 @pytest.mark.parametrize("reset", [False, True], ids=["one-optimiser", "reset"])
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
     straight = icot_run(params, reset_optimizer=reset)

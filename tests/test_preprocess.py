@@ -17,6 +17,7 @@ from coconut.data.examples import Example, read_examples
 from coconut.data.generators import generate
 from coconut.data.preprocessing import preprocess
 from coconut.layout import SPLITS
+from marks import slow_but
 from test_sources import shared
 
 REPOSITORY = Path(__file__).parents[1]
@@ -244,7 +245,9 @@ def test_generated_and_read_splits_may_be_mixed(data, out):
     assert examples["valid"][-1] == Example("v", ["s", "s"], "1")
 
 
-@pytest.mark.parametrize("task", ["chained_arithmetic", "graph_sentences", "graph_symbols", "files"])
+@pytest.mark.parametrize(
+    "task", slow_but(["graph_symbols", "files"], ["chained_arithmetic", "graph_sentences", "graph_symbols", "files"])
+)
 def test_equal_parameters_and_files_give_equal_bytes_in_another_process(data, tmp_path, task):
     if task != "files":
         task_config = Graph(task, 23, 36, 3, 6) if task.startswith("graph") else data.generator

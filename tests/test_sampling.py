@@ -21,6 +21,7 @@ from coconut.evaluation.statistics import bootstrap_interval
 from coconut.model.draws import normals, uniforms
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.sampling import Sampling, draw_tokens, sample
+from marks import slow_but
 from test_generation import EOS_ID, make_prompts
 from tiny_models import build_tiny_model
 from ways import WAYS
@@ -124,7 +125,7 @@ def test_every_form_of_thought_can_be_sampled(model: PreTrainedModel, thought: s
 DRAWN = [*SAMPLINGS.values(), Sampling(3, 0.0, "dropout", 0.3), Sampling(3, 0.6, "dropout", 0.2)]
 
 
-@pytest.mark.parametrize("sampling", DRAWN, ids=lambda s: f"{s.noise}-{s.temperature}")
+@pytest.mark.parametrize("sampling", slow_but(DRAWN[-1:], DRAWN), ids=lambda s: f"{s.noise}-{s.temperature}")
 def test_neither_batch_nor_order_nor_the_number_of_samples_changes_one(sampling: Sampling) -> None:
     gpt2 = build_tiny_model("gpt2")
     prompts = make_prompts(3, (5, 1, 9, 3, 4, 4, 2), markers=True)
