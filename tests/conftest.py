@@ -60,9 +60,9 @@ def tiny_qwen2() -> "PreTrainedModel":
     return _build("qwen2")
 
 
-@pytest.fixture(params=["gpt2", "llama", "qwen2"])
+@pytest.fixture(params=["gpt2", "llama", pytest.param("qwen2", marks=pytest.mark.slow)])
 def tiny_lm(request: pytest.FixtureRequest) -> "PreTrainedModel":
-    """Each of the three families in turn."""
+    """Each of three families in turn; what the third has, one of the first two has too."""
     return _build(request.param)
 
 
