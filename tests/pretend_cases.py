@@ -30,13 +30,14 @@ from coconut.model.feedback import build_feedback
 from coconut.model.generation import generate
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling, sample
+from coconut.peers import Peers
 from coconut.training import learner, objective
 from coconut.training.loop import Trainer
 from coconut.training.objective import Objective
 from coconut.training.outside import Stopped
 from families import build_family
 from test_config import SHIPPED
-from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, make_entry, untimed
+from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, TwoPeers, make_entry, untimed
 from update_of_peers import make_views
 
 ALWAYS = replace(Thresholds().on(pretend_device.NAME), min_width=0, min_weight_elements=0)
@@ -122,14 +123,19 @@ class HostKeeper(Keeper):
 
 
 def make_trainer(
-    device: str, accuracies: Sequence[float] = (0.1, 0.7, 0.3), *, family: str = "gpt2", is_bf16: bool = False
+    device: str,
+    accuracies: Sequence[float] = (0.1, 0.7, 0.3),
+    *,
+    family: str = "gpt2",
+    is_bf16: bool = False,
+    rounds: int = 0,
 ) -> Trainer:
     params = load_params(SHIPPED)
     model = build_family(family, 64).eval().to(device)
     return Trainer(
         entry=make_entry(params, select="best"),
         model=model,
-        feedback=build_feedback("projection", model),
+        feedback=build_feedback("projection", model, parallel_iterations=rounds),
         dataset=FakeSet(),
         markers=MARKERS,
         pad_id=0,
@@ -180,20 +186,25 @@ def training() -> dict[str, Any]:
 def waiting() -> dict[str, Any]:
     """Count what CUDA would wait for: in an update, cut into pieces too, and for each further generated token."""
     found: dict[str, Any] = {}
-    for family, way, micro_batch, is_bf16 in (
-        *(("gpt2", way, 99, False) for way in ("store", "checkpoints")),
-        ("llama", "store", 99, True),
-        ("qwen2", "checkpoints", 2, True),
-        ("mistral", "store", 2, False),
-        ("gpt2", "store", 1, True),
+    for family, way, micro_batch, is_bf16, rounds, peers in (
+        *(("gpt2", way, 99, False, 0, Peers()) for way in ("store", "checkpoints")),
+        ("llama", "store", 99, True, 0, TwoPeers()),
+        ("qwen2", "checkpoints", 2, True, 0, Peers()),
+        ("mistral", "store", 2, False, 0, Peers()),
+        ("gpt2", "store", 1, True, 0, Peers()),
+        ("gpt2", "fast", 2, False, 0, TwoPeers()),  # So narrow that the library's cache is read.
+        ("llama", "fast", 99, True, 2, Peers()),
     ):
-        trainer = make_trainer(PRETEND, family=family, is_bf16=is_bf16)
+        trainer = make_trainer(PRETEND, family=family, is_bf16=is_bf16, rounds=rounds)
         trainer.model.train()
         trainer.objective.options, trainer.objective.micro_batch = WAYS[way], micro_batch
+        trainer.objective.peers = peers
         trainer.update([0, 1, 2], [3, 4, 5])  # The first one makes the moments.
         with pretend_device.counting() as counts:
             trainer.update([3, 4, 5], [6, 7])
-        found[f"update: {family}, {way}, micro-batches of {micro_batch}, {is_bf16=}"] = waits_of(counts)
+        found[
+            f"update: {family}, {way}, micro-batches of {micro_batch}, {is_bf16=}, {rounds=}, processes={peers.count}"
+        ] = waits_of(counts)
     for rounds in (0, 2):
         model = build_family("gpt2", 64).eval().to(PRETEND)
         feedback = build_feedback("hidden[-1]", model, parallel_iterations=rounds)

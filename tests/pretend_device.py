@@ -106,6 +106,7 @@ def _count(op: Any, name: str, args: Any) -> None:
     if name == "_copy_from":
         # From the device to the host always; the other way only if the caller did not say that it need not wait.
         waits = not _is_here(args[1]) or (not _is_here(args[0]) and not (len(args) > 2 and args[2]))
+        waits = waits and args[0].numel() > 0  # CUDA leaves copies of nothing out.
     if name.rstrip("_") in _TAKES_CPU_INDICES:
         indices = [index for index in args[1] if isinstance(index, Tensor)]
         waits = any(index.dtype == torch.bool or not _is_here(index) for index in indices)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
-from coconut.model.fast import gates, layers
+from coconut.model.fast import gates, layers, products
 from coconut.model.fast.gates import GatedLinear
 from coconut.model.fast.layers import BatchLayers
 from coconut.model.fast.tied import Rows
@@ -471,6 +472,50 @@ def test_gpt2s_activation_is_the_same_function_in_one_operation() -> None:
     assert (found - expected).abs().max() < 1e-14
     slopes = [torch.autograd.grad(output.sum(), input)[0] for output in (expected, found)]
     assert (slopes[0] - slopes[1]).abs().max() < 1e-14
+
+
+class Operations(TorchDispatchMode):
+    """Lists what torch computes, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize("is_onednn", [True, False])
+def test_without_gradients_gpt2s_activation_is_part_of_a_product(
+    is_onednn: bool, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same logits, the same dropout, and for modules that somebody watches a call of their own."""
+    monkeypatch.setattr(products, "is_foreign_to_mkl", lambda: is_onednn)
+    model: PreTrainedModel = build_family("gpt2", 64, resid_pdrop=0.5, activation_function=activation)
+    input_ids, batch_layers = torch.arange(2, 14).view(2, 6), batch_layers_of(model)
+
+    def logits(*, gradients: bool) -> Tensor:
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(gradients), batch_layers.active():
+            found: Tensor = model(input_ids=input_ids).logits.detach()
+        return found
+
+    for mode in (model.eval, model.train):
+        mode()
+        with Operations() as operations:
+            found = logits(gradients=False)
+        assert ("gelu" in operations.names) == (activation == "gelu_new" and not is_onednn)
+        assert (found - logits(gradients=True)).abs().max() < 1e-5 * found.abs().max()
+    for watched in ("c_fc", "act"):
+        seen: list[Tensor] = []
+        module = getattr(model.transformer.h[0].mlp, watched)
+        handle = module.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output))
+        logits(gradients=False)
+        handle.remove()
+        assert len(seen) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

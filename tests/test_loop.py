@@ -354,6 +354,9 @@ class TwoPeers(Peers):
         for tensor in tensors:
             tensor.mul_(2)
 
+    def sum_on_host(self, numbers: Sequence[float]) -> list[float]:
+        return [2 * number for number in numbers]
+
 
 def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_would_decay(params: Params) -> None:
     """A view without thoughts never reads the projection; in one process its weights stay as they are."""

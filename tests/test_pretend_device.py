@@ -55,12 +55,13 @@ def test_texts_and_samples_are_those_of_the_cpu() -> None:
 
 
 def test_an_update_waits_for_the_device_once_and_a_token_once() -> None:
-    """Once for loss and norm together, however it is cut; transformers' own masks ask more on the plain way."""
+    """Once for loss and norm together, however it is cut. On the plain way transformers' own masks ask more."""
     found = run_case("waiting")
     updates = {case: waits for case, waits in found.items() if case.startswith("update")}
-    assert len(updates) == 6
+    assert len(updates) == 8
     assert {case: waits for case, waits in updates.items() if sum(waits.values()) != 1} == {}
     assert found["generation: rounds=0"] == {"first two tokens": 2, "five more": 5}
+    assert found["generation: rounds=2"] == {"first two tokens": 2, "five more": 5}
 
 
 BUDGET = {

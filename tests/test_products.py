@@ -43,6 +43,26 @@ def test_products_equal_those_in_float64(num_rows: int, has_bias: bool, layouts:
     assert (found - exact).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("num_rows", [1, 8, 300])
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.usefixtures("library")
+def test_an_activation_within_a_product_is_the_one_after_it(num_rows: int, is_transposed: bool) -> None:
+    """From where it is all but 0 to where it is all but the product itself, with weights in oneDNN's order too."""
+    input, bias = 2 * draw(num_rows, 96), draw(1, 128, seed=2)[0]
+    weight, kept = draw(128, 96, is_transposed=is_transposed, seed=1) / 4, ReorderedWeights(min_reads=0)
+    with torch.no_grad():
+        found = [
+            products.linear(input, weight, bias, min_multiplications=0, reordered=reordered, then_gelu=True)
+            for reordered in (None, kept)
+        ]
+    product = functional.linear(input.double(), weight.double(), bias.double())
+    exact = functional.gelu(product, approximate="tanh")
+    assert product.min() < -5 < 5 < product.max()
+    for one in found:
+        assert one.dtype == torch.float32
+        assert (one - exact).abs().max() < 1e-5
+
+
 @pytest.mark.usefixtures("library")
 def test_outside_of_autograd_functions_gradients_are_recorded() -> None:
     weight = torch.randn(4, 3, requires_grad=True)

@@ -324,7 +324,7 @@ def test_decoding_that_reads_the_whole_store_sees_what_is_written(
             positions_B = batch.position_ids_BT[rows, -1] + step + 1
             output = passes.read(passes.embed(ids_B[rows][:, None]), positions_B[:, None])
             seen.append(output.last_hidden_state[:, -1])
-        assert passes.cache.begin(0, 1).num_read == (num_columns if min_full == 0 else 1)
+        assert passes.cache.begin(0, 1).num_attended == (num_columns if min_full == 0 else 1)
         return torch.cat(seen)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):

@@ -4,14 +4,13 @@ import os
 import resource
 import sys
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from coconut.config.messages import first_line
 from coconut.config.schema import RuntimeConfig
-from coconut.peers import Peers
+from coconut.peers import PATIENCE, Peers, host_group
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """By any of which an x86 processor multiplies in bf16, as torch names them."""
-_PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other, while the first one writes a checkpoint say, before they count as stuck."""
 
 
 def peak_memory_mb() -> float:
@@ -137,8 +134,10 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if accelerator.num_processes > 1:
+        host_group()
     # After the library, which sets the threads of a CPU's processes by itself.
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -7,12 +7,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other, while the first one writes a checkpoint say, before they count as stuck."""
 _BUCKET_ELEMENTS = 16_000_000
 """Of the sums that are sent at once: one large message takes a third of the time of many small ones."""
 
@@ -55,7 +60,7 @@ class Peers:
     rank: int = 0
     count: int = 1
     device: "torch.device | str" = "cpu"
-    """Where tensors must be in order to be sent."""
+    """Where the tensors are that it sums."""
 
     @property
     def leads(self) -> bool:
@@ -100,6 +105,23 @@ class Peers:
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def sum_on_host(self, numbers: Sequence[float]) -> list[float]:
+        """Add up numbers of the CPU over the processes. No accelerator is waited for.
+
+        Raises:
+            PeerLostError: a process has ended.
+        """
+        if self.count == 1:
+            return list(numbers)
+        import torch
+        from torch import distributed
+
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        with _noticing_loss():
+            distributed.all_reduce(sums, group=host_group())
+        found: list[float] = sums.tolist()
+        return found
+
     def gather(self, value: Any) -> list[Any]:
         """Give what each process holds to all of them, by rank.
 
@@ -114,16 +136,15 @@ class Peers:
         import torch
         from torch import distributed
 
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        lengths = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = torch.zeros(self.count, dtype=torch.int64)
         lengths[self.rank] = len(text)
         with _noticing_loss():
-            distributed.all_reduce(lengths)
-            longest = int(lengths.max())
-            padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+            distributed.all_reduce(lengths, group=host_group())
+            padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
             padded[: len(text)] = text
             parts = [torch.empty_like(padded) for _ in range(self.count)]
-            distributed.all_gather(parts, padded)
+            distributed.all_gather(parts, padded, group=host_group())
         return [
             json.loads(bytes(part[:length].tolist()).decode())
             for part, length in zip(parts, lengths.tolist(), strict=True)
@@ -149,6 +170,19 @@ class Peers:
         if not all(parts):
             raise agreed
         return [found["value"] for found in parts]
+
+
+@cache
+def host_group() -> "ProcessGroup":
+    """Return the connections of the processes' CPUs; all processes must call it first at the same place.
+
+    What the CPU knows goes through them whatever the device: accelerators' own connections take only what is in
+    their memory, and to read it there is to wait for all their work.
+    """
+    from torch import distributed
+
+    group: ProcessGroup = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
 def _buckets(tensors: Iterable["Tensor"]) -> Iterator[Sequence["Tensor"]]:

@@ -139,14 +139,18 @@ class PlainPasses:
         return nullcontext()
 
     def _run(self, embeds_BSD: Tensor, position_ids_BS: Tensor, columns: slice) -> BaseModelOutput:
-        mask_BT = self.mask_BC[:, : columns.stop]
-        run = partial(self._run_body, columns=columns, attention_mask=mask_BT, position_ids=position_ids_BS)
+        mask = self._attention_mask(columns)
+        run = partial(self._run_body, columns=columns, attention_mask=mask, position_ids=position_ids_BS)
         if not (self.options.checkpoint_activations and torch.is_grad_enabled()):
             return run(embeds_BSD, self.cache)
         # The cache would grow once more when the pass runs again, so each run grows a copy.
         output, grown = checkpoint(_run_on_copy, run, embeds_BSD, copy_cache(self.cache), use_reentrant=False)
         self.cache.layers = grown.layers
         return output
+
+    def _attention_mask(self, columns: slice) -> Tensor | None:
+        """Return which of the columns read so far hold something, of which the model makes its masks."""
+        return self.mask_BC[:, : columns.stop]
 
     def _drawing(self, columns: slice, places_N: Tensor | None = None) -> AbstractContextManager[None]:
         """Return the context in which dropout is drawn for these columns."""

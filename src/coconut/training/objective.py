@@ -119,9 +119,7 @@ class Objective:
             self._halve(num_rows)
         told = [*counts, int(stops), int(saves), num_retries]
         if self.peers.count > 1:
-            sums = torch.cat([nll[None], nll.new_tensor(told)])
-            self._sum_over_processes(parameters, sums)
-            nll, told = sums[0], [int(number) for number in sums[1:].tolist()]
+            told = self._sum_over_processes(parameters, nll, told)
         num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = told
         if self.shards:
             self.shards.settle(has_thoughts=num_latents > 0)
@@ -196,26 +194,25 @@ class Objective:
             torch.cuda.empty_cache()
         logger.warning("out of memory with {} rows; redoing the update with {} at a time", num_rows, self.micro_batch)
 
-    def _sum_over_processes(self, parameters: Mapping[str, nn.Parameter], sums: Tensor) -> None:
-        """Add up what the processes hold.
+    def _sum_over_processes(
+        self, parameters: Mapping[str, nn.Parameter], nll: Tensor, told: Sequence[int]
+    ) -> list[int]:
+        """Add up the gradients and the loss in place, and return the sums of what else the processes tell.
 
         A parameter that no process's rows reach keeps no gradient, as in one process: AdamW would decay it
         for a gradient of zeros.
         """
-        if self.shards:
-            self.peers.sum_([sums])  # The gradients are summed already, when they are sharded.
-            return
-        reached = [float(parameter.grad is not None) for parameter in parameters.values()]
-        totals = torch.cat([sums, sums.new_tensor(reached)])
-        self.peers.sum_([totals])
-        sums.copy_(totals[: len(sums)])
+        summed = [] if self.shards else list(parameters.values())  # Gradients of shards are summed already.
+        reached = [int(parameter.grad is not None) for parameter in summed]
+        sums = [int(number) for number in self.peers.sum_on_host([*told, *reached])]
         gradients = []
-        for parameter, num_reached in zip(parameters.values(), totals[len(sums) :].tolist(), strict=True):
+        for parameter, num_reached in zip(summed, sums[len(told) :], strict=True):
             if num_reached:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-        self.peers.sum_(gradients)
+        self.peers.sum_([nll, *gradients])
+        return sums[: len(told)]
 
 
 def check_finite(cost: Cost, *, place: str) -> None:

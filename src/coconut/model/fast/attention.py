@@ -26,7 +26,7 @@ class Pass:
 
     start: int
     stop: int
-    num_read: int
+    num_attended: int
     """Columns of the store that attention reads: all up to the last, or more, which hold zeros and are hidden."""
 
     @property
@@ -69,14 +69,14 @@ class LayerColumns:
         """Store a pass's keys and values."""
         self.keys_BKCd.narrow(2, current.start, current.num_columns).copy_(key_BKSd)
         self.values_BKCd.narrow(2, current.start, current.num_columns).copy_(value_BKSd)
-        if current.num_read > current.stop and not self.is_filled:
+        if current.num_attended > current.stop and not self.is_filled:
             self.keys_BKCd[:, :, current.stop :].zero_()
             self.values_BKCd[:, :, current.stop :].zero_()
             self.is_filled = True
 
     def read(self, current: Pass) -> tuple[Tensor, Tensor]:
         """Return keys and values of all columns that a pass reads."""
-        return self.keys_BKCd.narrow(2, 0, current.num_read), self.values_BKCd.narrow(2, 0, current.num_read)
+        return self.keys_BKCd.narrow(2, 0, current.num_attended), self.values_BKCd.narrow(2, 0, current.num_attended)
 
     def append(self, key_BKSd: Tensor, value_BKSd: Tensor, link: Link, current: Pass) -> tuple[Tensor, Tensor]:
         """Store a pass's keys and values and return all so far."""

@@ -55,12 +55,19 @@ class GatedLinear:
         self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None, Gated]] = {}
         self.converted: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
+    def read(self, input: Tensor, *, then_gelu: bool = False) -> Tensor:
+        """Multiply by a weight of which no gradient is asked for; see `products.linear`."""
+        input = self.conversion.of(input)
+        weight, bias = self._read_only(input.dtype)
+        return self.factors.linear(
+            input, self.factors.oriented(weight), bias, reordered=self.reordered, then_gelu=then_gelu
+        )
+
     def __call__(self, input: Tensor) -> Tensor:
         """Multiply, leaving the weight's gradient to the gate where there is one."""
-        factors, input = self.factors, self.conversion.of(input)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            weight, bias = self._read_only(input.dtype)
-            return factors.linear(input, factors.oriented(weight), bias, self.reordered)
+            return self.read(input)
+        factors, input = self.factors, self.conversion.of(input)
         if not factors.has_gate:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
@@ -142,15 +149,9 @@ class Factors:
         """Return the weight as O x I."""
         return weight.t() if self.is_conv1d else weight
 
-    def linear(
-        self,
-        input: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None = None,
-        reordered: ReorderedWeights | None = None,
-    ) -> Tensor:
+    def linear(self, input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, **options: Any) -> Tensor:
         """Multiply through the fastest library; see `products.linear`."""
-        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications, reordered=reordered)
+        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications, **options)
 
     def add(self, input_RI: Tensor, gradient_RO: Tensor) -> None:
         """Take a pass's share of the gradient, as its two factors, without the graph that leads to them."""
@@ -173,9 +174,8 @@ class Factors:
         """Multiply what is kept."""
         if not self.inputs:
             return
-        input_RI, gradient_RO = (
-            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (self.inputs, self.gradients)
-        )
+        input_RI = _joined(self.inputs, is_first=self.is_conv1d)
+        gradient_RO = _joined(self.gradients, is_first=not self.is_conv1d)
         # They are released first: there may be no room for them and for their product.
         self.inputs, self.gradients = [], []
         self.formed = self.multiplied(input_RI, gradient_RO, self.formed)
@@ -196,6 +196,17 @@ class Factors:
         self.form()
         formed, self.formed = self.formed, None
         return formed
+
+
+def _joined(parts: list[Tensor], *, is_first: bool) -> Tensor:
+    """Put the rows of passes below each other.
+
+    Args:
+        is_first: whether it becomes the product's first factor, which is read transposed: it is written so at once.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.t() for part in parts], dim=1).t() if is_first else torch.cat(parts)
 
 
 class Gated:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.functional import rms_norm as fused_rms_norm
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
@@ -52,6 +54,7 @@ class BatchLayers:
         thresholds = thresholds or Thresholds()
         self.conversion = Conversion()
         self.rotations = rotations_of(model)
+        linears: dict[nn.Module, GatedLinear] = {}
         for module in model.modules():
             if "forward" in module.__dict__:
                 continue  # Somebody else has replaced it already, on purpose.
@@ -63,10 +66,15 @@ class BatchLayers:
                 max_kept = module.weight.numel() if saves_memory else None
                 if module is head:
                     max_kept = min(module.weight.numel(), thresholds.max_kept_of_head)
-                layer = GatedLinear(module, max_kept, thresholds, self.conversion, reordered)
+                layer = linears[module] = GatedLinear(module, max_kept, thresholds, self.conversion, reordered)
                 self.forwards.append((module, layer))
                 if module is head and is_tied(embeddings, layer):
                     self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer, batch)))
+        self.forwards += [
+            (module, partial(feed_forward, module, linears[module.c_fc]))
+            for module in model.modules()
+            if has_code_of_gpt2(module) and module.c_fc in linears
+        ]
 
     @contextmanager
     def active(self, recompute_in: Callable[[], AbstractContextManager[None]] | None = None) -> Iterator[None]:
@@ -132,6 +140,25 @@ def _replaced(forwards: Sequence[Forward]) -> Iterator[None]:
     finally:
         for module, _ in forwards:
             module.__dict__.pop("forward", None)
+
+
+def has_code_of_gpt2(module: nn.Module) -> bool:
+    """Say whether a module is GPT-2's feed-forward part, which other families have too, with its activation."""
+    return (
+        "forward" not in module.__dict__
+        and is_same_code(getattr(type(module), "forward", None), GPT2MLP.forward)
+        and type(module.act) is NewGELUActivation
+        and "forward" not in module.act.__dict__
+    )
+
+
+def feed_forward(module: Any, inner: GatedLinear, hidden: Tensor) -> Tensor:
+    """Run GPT-2's feed-forward part; without gradients, with the activation inside the first product."""
+    if torch.is_grad_enabled() or module.c_fc._forward_hooks or module.act._forward_hooks:
+        output: Tensor = type(module).forward(module, hidden)
+    else:
+        output = module.dropout(module.c_proj(inner.read(hidden, then_gelu=True)))
+    return output
 
 
 def fused_gelu(input: Tensor) -> Tensor:

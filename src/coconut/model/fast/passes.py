@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from coconut.model.batch import Batch
@@ -34,6 +34,21 @@ class LayerPasses(PlainPasses):
 
     def _layers(self) -> AbstractContextManager[None]:
         return self.layers.active()
+
+    def _attention_mask(self, columns: slice) -> Tensor | None:
+        """Return the mask itself, B x 1 x S x C, or None where no column is padding.
+
+        The library makes the same one, but asks the device on the way for what is known on the CPU.
+        """
+        if not _sees_all_columns(self.model.base_model.config):
+            return super()._attention_mask(columns)
+        if bool(self.mask_on_cpu_BC[:, : columns.stop].all()):
+            return None
+        is_real_B11C = self.mask_BC[:, None, None, : columns.stop].bool()
+        if columns.stop - columns.start == 1:
+            return is_real_B11C
+        numbers_C = torch.arange(columns.stop, device=is_real_B11C.device)
+        return is_real_B11C & (numbers_C <= numbers_C[columns, None])
 
 
 class StorePasses(LayerPasses):
@@ -91,8 +106,7 @@ class StorePasses(LayerPasses):
 def can_store(model: PreTrainedModel, num_columns: int, options: PassOptions) -> bool:
     """Say whether the store computes every attention layer of this model, and the model is wide enough to gain."""
     config = model.base_model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
+    kinds, window = _kinds_of_layers(config), getattr(config, "sliding_window", None)
     return (
         config._attn_implementation == "sdpa"
         and model.get_input_embeddings().weight.shape[1] >= options.thresholds.min_width
@@ -102,3 +116,17 @@ def can_store(model: PreTrainedModel, num_columns: int, options: PassOptions) ->
         # Where no layer can be run again by itself, whole passes are, which needs a cache that can be copied.
         and (not options.checkpoint_activations or bool(checkpointable_blocks(model)))
     )
+
+
+def _sees_all_columns(config: PretrainedConfig) -> bool:
+    """Say whether every layer sees all columns up to its own, in torch's attention."""
+    return (
+        config._attn_implementation == "sdpa"
+        and _kinds_of_layers(config) == {"full_attention"}
+        and getattr(config, "sliding_window", None) is None
+        and getattr(config, "attention_chunk_size", None) is None
+    )
+
+
+def _kinds_of_layers(config: PretrainedConfig) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ["full_attention"])

@@ -24,6 +24,7 @@ def linear(
     *,
     min_multiplications: int = _MIN_MULTIPLICATIONS,
     reordered: ReorderedWeights | None = None,
+    then_gelu: bool = False,
 ) -> Tensor:
     """Multiply like `torch.nn.functional.linear` in any strides; inside autograd functions this is the fast one.
 
@@ -32,13 +33,16 @@ def linear(
 
     Args:
         reordered: keeps weights of products that are often repeated in oneDNN's own order.
+        then_gelu: apply GPT-2's activation (GELU by tanh), which oneDNN does while the product is in its registers.
     """
     if not torch.is_grad_enabled() and prefers_onednn(input, weight_OI.shape[0], min_multiplications):
         if reordered is not None:
             weight_OI = reordered.of(weight_OI, num_rows=input.numel() // input.shape[-1])
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight_OI, bias_O, "none", [], "")
+        name, algorithm = ("gelu", "tanh") if then_gelu else ("none", "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight_OI, bias_O, name, [], algorithm)
         return product
-    return functional.linear(input, weight_OI, bias_O)
+    product = functional.linear(input, weight_OI, bias_O)
+    return functional.gelu(product, approximate="tanh") if then_gelu else product
 
 
 def prefers_onednn(input: Tensor, num_outputs: int, min_multiplications: int = _MIN_MULTIPLICATIONS) -> bool:

@@ -78,9 +78,9 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
             num_padding = len(is_real_R) - int(is_real_R.sum())
             if num_padding * self.width**2 >= self.thresholds.min_packed_work:
                 places_N = is_real_R.nonzero().flatten().to(self.is_real_BC.device, non_blocking=True)
-        return CurrentPass(start, stop, self._num_read(start, stop), places_N)
+        return CurrentPass(start, stop, self._num_attended(start, stop), places_N)
 
-    def _num_read(self, start: int, stop: int) -> int:
+    def _num_attended(self, start: int, stop: int) -> int:
         """Count the columns that attention reads, from one column in decoding all that there is room for.
 
         Columns that are read up to the last have gaps between one head and the next, at each of which the processor
@@ -191,7 +191,7 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
         """
         assert self.current is not None
         current = self.current
-        if not self.is_padded and current.num_columns == 1 and current.num_read == current.stop:
+        if not self.is_padded and current.num_columns == 1 and current.num_attended == current.stop:
             return None
         dtype = torch.float32 if layer else query_BHSd.dtype
         num_heads = layer.keys_BKCd.shape[1] if layer else 0
@@ -200,14 +200,14 @@ class ColumnStore(Cache):  # type: ignore[misc]  # transformers is not typed for
             if layer is not None:
                 num_groups = query_BHSd.shape[1] // num_heads
                 mask = mask[:, :, None].expand(-1, num_heads if self.is_padded else 1, num_groups, -1, -1)
-                mask = mask.reshape(-1, num_groups * current.num_columns, current.num_read)
+                mask = mask.reshape(-1, num_groups * current.num_columns, current.num_attended)
             current.masks[dtype, num_heads] = mask
         return current.masks[dtype, num_heads]
 
     def _additive_mask(self, current: CurrentPass, dtype: torch.dtype) -> Tensor:
         if current.num_columns == 1:
             mask = self._padding(dtype)[: None if self.is_padded else 1, None, None, : current.stop]
-            num_hidden = current.num_read - current.stop
+            num_hidden = current.num_attended - current.stop
             return functional.pad(mask, (0, num_hidden), value=torch.finfo(dtype).min) if num_hidden else mask
         columns_T = torch.arange(current.stop, device=self.is_real_BC.device)
         is_hidden = (columns_T[None, :] > columns_T[current.start :, None])[None, None]
