@@ -1,17 +1,20 @@
 """Run by tests in a process of its own, which has the device `pretend:0`: what differs from the CPU, as JSON.
 
-python tests/pretend_cases.py updates | bf16 | training | memory | generation | faults | waiting | launches
+python tests/pretend_cases.py updates | bf16 | methods | training | memory | generation | opened | faults | waiting
+    | launches
 """
 
 import copy
 import json
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
@@ -20,9 +23,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import pretend_device
+from coconut import Example, Reasoner
+from coconut.checkpoints.folder import save_checkpoint
 from coconut.config.params import load_params
+from coconut.config.schema import Method
 from coconut.data import collator
 from coconut.data.collator import collate
+from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import View
 from coconut.model import feedback as feedback_module
 from coconut.model.fast.thresholds import Thresholds
@@ -37,6 +44,8 @@ from coconut.training.objective import Objective
 from coconut.training.outside import Stopped
 from families import build_family
 from test_config import SHIPPED
+from test_evaluator import make_evaluator
+from test_generation import make_prompts, make_talkative
 from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, TwoPeers, make_entry, untimed
 from update_of_peers import make_views
 
@@ -112,6 +121,20 @@ def bf16() -> dict[str, float]:
     return {json.dumps(case): difference(**case) for case in cases}
 
 
+def methods() -> dict[str, float]:
+    """The gradient of an update of each method."""
+    found = {}
+    for method in get_args(Method):
+        both = []
+        for device in (CPU, PRETEND):
+            trainer = make_trainer(device, method=method, icot_tokens_per_epoch=2.0 if method == "icot" else None)
+            trainer.update([0, 1, 2, 3])
+            gradients = [p.grad for p in trainer.learner.parameters.values()]
+            both.append(torch.cat([g.flatten().cpu() for g in gradients if g is not None]))
+        found[method] = float((both[1] - both[0]).norm() / both[0].norm())
+    return found
+
+
 class HostKeeper(Keeper):
     """Keeps states on the CPU, as files do."""
 
@@ -129,11 +152,12 @@ def make_trainer(
     family: str = "gpt2",
     is_bf16: bool = False,
     rounds: int = 0,
+    **changes: Any,
 ) -> Trainer:
     params = load_params(SHIPPED)
     model = build_family(family, 64).eval().to(device)
     return Trainer(
-        entry=make_entry(params, select="best"),
+        entry=make_entry(params, select="best", **changes),
         model=model,
         feedback=build_feedback("projection", model, parallel_iterations=rounds),
         dataset=FakeSet(),
@@ -335,6 +359,44 @@ def generation() -> dict[str, bool]:
     return found
 
 
+class ListedSet(FakeSet):
+    """As an evaluation reads it."""
+
+    def examples(self) -> Iterator[tuple[list[int], list[list[int]], list[int]]]:
+        return iter(self.rows)
+
+
+def opened() -> dict[str, bool]:
+    """Open a checkpoint on the device, and evaluate there: the texts, thoughts and losses of the CPU."""
+    examples = [Example("1 + 2 + 3 ?", ["3", "6"], "6"), Example("2 + 2 + 1 + 1 ?", ["4", "5", "6"], "6")]
+    words = [text for one in examples for text in (one.question, *one.steps, f"### {one.answer}")]
+    texts, vectors, losses, answers = [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_family("llama", 64)
+        make_talkative(model)
+        save_checkpoint(Path(folder) / "model", model, build_word_tokenizer(words), None)
+        for device in (CPU, PRETEND):
+            torch.manual_seed(0)
+            reasoner = Reasoner.from_pretrained(
+                Path(folder) / "model", c_thought=1, max_latent_stage=2, markers=True, device=device
+            )
+            assert reasoner.model.device.type == torch.device(device).type
+            questions = [one.question for one in examples]
+            texts.append([one.text for one in reasoner.solve(questions, max_new_tokens=8)])
+            thinkings = reasoner.think(questions, max_new_tokens=2)
+            vectors.append(torch.stack([thought.vector.cpu() for one in thinkings for thought in one.thoughts]))
+            evaluator = make_evaluator(reasoner.model, batch_size=3)
+            losses += [float(reasoner.nll(examples, 2)[0].detach()), evaluator.loss(ListedSet())]  # type: ignore[arg-type]
+            prompts = make_prompts(2, (5, 2, 9, 3, 7, 4, 4))
+            answers.append([row.ids for row in evaluator.decode(prompts)])
+    return {
+        "texts": texts[0] == texts[1] and any(texts[0]),
+        "thoughts": bool((vectors[0] - vectors[1]).abs().max() < 1e-4),
+        "losses": losses[:2] == pytest.approx(losses[2:], rel=1e-5),
+        "evaluated answers": answers[0] == answers[1] and all(answers[0]),
+    }
+
+
 def caught(check: Callable[[], float]) -> bool:
     """Say whether a fault is an error, or makes the numbers others."""
     try:
@@ -392,5 +454,6 @@ def faults() -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    cases = {one.__name__: one for one in (updates, bf16, training, memory, generation, faults, waiting, launches)}
+    every = (updates, bf16, methods, training, memory, generation, opened, faults, waiting, launches)
+    cases = {one.__name__: one for one in every}
     sys.stdout.write(json.dumps(cases[sys.argv[1]]()) + "\n")

@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from coconut.config.schema import Method
 from project import ROOT, environment
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,12 @@ def test_in_bf16_only_rounding_differs() -> None:
     assert max(found.values()) > 1e-4, "bf16 is on: it rounds in other places than the CPU's"
 
 
+def test_every_method_has_the_gradient_of_the_cpu() -> None:
+    found = run_case("methods")
+    assert found.keys() == set(get_args(Method))
+    assert {case: error for case, error in found.items() if not error < 1e-6} == {}
+
+
 def test_a_training_that_is_stopped_goes_on_to_the_same_bytes() -> None:
     found = run_case("training")
     assert found["equal bytes"]
@@ -52,6 +59,11 @@ def test_out_of_memory_is_known_by_each_of_cudas_texts() -> None:
 def test_texts_and_samples_are_those_of_the_cpu() -> None:
     found = run_case("generation")
     assert [case for case, is_equal in found.items() if not is_equal] == []
+
+
+def test_a_checkpoint_that_is_opened_there_thinks_and_is_evaluated_as_on_the_cpu() -> None:
+    found = run_case("opened")
+    assert found == dict.fromkeys(("texts", "thoughts", "losses", "evaluated answers"), True)
 
 
 def test_an_update_waits_for_the_device_once_and_a_token_once() -> None:
