@@ -36,6 +36,8 @@ from marks import slow_but
 from test_config import SHIPPED
 from test_loop import FakeValidation, Keeper
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = [Example(f"{a} + {b} + 1 ?", [f"{a + b}", f"{a + b + 1}"], f"{a + b + 1}") for a in (1, 2) for b in (3, 5)]
 WORDS = [" ".join(f"{number}" for number in range(12)), "+ ? ### <<"]
 

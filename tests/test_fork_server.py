@@ -23,7 +23,10 @@ from marks import slow_but
 from project import ROOT, environment, make_project, run, stages_run
 from waiting import is_at_work
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a file descriptor for a process")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a file descriptor for a process"),
+]
 
 wait_for = partial(waiting.wait_for, seconds=30)
 

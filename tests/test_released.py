@@ -23,6 +23,8 @@ from coconut.evaluation.answers import extract_last_number
 from inprocess import make_folder, stage, succeed
 from project import write_params
 
+pytestmark = pytest.mark.slow
+
 CODI = "ModalityDance/latent-tts-codi"
 COCONUT = "ModalityDance/latent-tts-coconut"
 WIDTH = 32

@@ -65,6 +65,7 @@ def test_nothing_is_done_before_the_first_run(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_makes_its_stage_out_of_date_and_the_next_wait(root):
     replace(
         root / "params.yaml", "latent_1: {parent: cot, num_updates: 20}", "latent_1: {parent: cot, num_updates: 21}"

@@ -20,6 +20,8 @@ from coconut.model.passes import PassOptions, PlainPasses
 from families import build_family
 from marks import slow_but
 
+pytestmark = pytest.mark.slow
+
 BATCH = collate([View([5, 6, 7, 8], [IGNORED, IGNORED, 7, 8], 2, 1, 1)], pad_id=0)
 
 
