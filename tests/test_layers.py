@@ -509,13 +509,17 @@ def test_without_gradients_gpt2s_activation_is_part_of_a_product(
             found = logits(gradients=False)
         assert ("gelu" in operations.names) == (activation == "gelu_new" and not is_onednn)
         assert (found - logits(gradients=True)).abs().max() < 1e-5 * found.abs().max()
-    for watched in ("c_fc", "act"):
-        seen: list[Tensor] = []
-        module = getattr(model.transformer.h[0].mlp, watched)
-        handle = module.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output))
+    feed_forward, seen = model.transformer.h[0].mlp, list[Any]()
+    for register in (
+        feed_forward.c_fc.register_forward_hook,
+        feed_forward.act.register_forward_hook,
+        feed_forward.c_fc.register_forward_pre_hook,
+        feed_forward.act.register_forward_pre_hook,
+    ):
+        handle = register(lambda *watched: seen.append(watched))
         logits(gradients=False)
         handle.remove()
-        assert len(seen) == 1
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

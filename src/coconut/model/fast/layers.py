@@ -153,8 +153,12 @@ def has_code_of_gpt2(module: nn.Module) -> bool:
 
 
 def feed_forward(module: Any, inner: GatedLinear, hidden: Tensor) -> Tensor:
-    """Run GPT-2's feed-forward part; without gradients, with the activation inside the first product."""
-    if torch.is_grad_enabled() or module.c_fc._forward_hooks or module.act._forward_hooks:
+    """Run GPT-2's feed-forward part; without gradients, with the activation inside the first product.
+
+    Modules that somebody watches or changes through hooks are called one by one.
+    """
+    hooks = (found for part in (module.c_fc, module.act) for found in (part._forward_pre_hooks, part._forward_hooks))
+    if torch.is_grad_enabled() or any(hooks):
         output: Tensor = type(module).forward(module, hidden)
     else:
         output = module.dropout(module.c_proj(inner.read(hidden, then_gelu=True)))
