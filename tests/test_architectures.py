@@ -32,7 +32,6 @@ from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
 from coconut.training.loop import Trainer
 from coconut.training.outside import Stopped
-from marks import slow_but
 from test_config import SHIPPED
 from test_loop import FakeValidation, Keeper
 
@@ -177,7 +176,6 @@ def finish(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
     save_feedback(folder, trainer.feedback)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("thought", ["hidden[-1]", "projection(hidden[-1]+suppressed[0.5:])"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_this_kind_is_prepared_trained_saved_and_asked(
@@ -236,7 +234,7 @@ def test_a_stopped_run_goes_on_with_the_projections_weights_and_moments(params: 
         assert torch.equal(moment, second.learner.moments()[name]), name
 
 
-@pytest.mark.parametrize("tied", slow_but([True], [True, False]), ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", REWARD_MODELS)
 def test_a_reward_models_head_is_dropped_with_a_warning(
     params: Params, name: str, tied: bool, tmp_path: Path, warnings: list[str]

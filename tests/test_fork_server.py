@@ -19,7 +19,6 @@ import pytest
 import yaml
 
 import waiting
-from marks import slow_but
 from project import ROOT, environment, make_project, run, stages_run
 from waiting import is_at_work
 
@@ -188,10 +187,7 @@ def dvc(tmp_path: Path) -> Iterator[Dvc]:
 
 @pytest.mark.parametrize(
     "what",
-    slow_but(
-        ("say", "defect"),
-        ("say", "exit", "words", "defect", "interrupted", "killed", "fault", "exit handlers", "ignored"),
-    ),
+    ["say", "exit", "words", "defect", "interrupted", "killed", "fault", "exit handlers", "ignored"],
 )
 def test_output_and_end_are_those_of_a_process_of_its_own(what: str, tmp_path: Path) -> None:
     found = []
@@ -214,7 +210,7 @@ def test_a_fork_takes_our_modules_from_the_work_tree(dvc: Dvc, tmp_path: Path) -
     assert dvc.run("code") == (0, "as it was\n")
 
 
-@pytest.mark.parametrize("number", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGHUP]))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_comes_once(dvc: Dvc, number: signal.Signals) -> None:
     stage = dvc.start("hear")
     fork = dvc.at_work()
@@ -229,7 +225,6 @@ def test_a_signal_comes_once(dvc: Dvc, number: signal.Signals) -> None:
     assert not is_at_work(fork)
 
 
-@pytest.mark.slow
 def test_a_group_that_is_told_to_end_takes_its_fork_along(dvc: Dvc) -> None:
     dvc.start("hear")
     processes = [dvc.at_work(), *dvc.servers()]
@@ -247,7 +242,6 @@ def test_a_fork_dies_with_the_process_that_dvc_started(dvc: Dvc) -> None:
     assert dvc.run("shared") == (0, "True\n")
 
 
-@pytest.mark.slow
 def test_a_fork_that_is_killed_ends_the_process_that_dvc_started(dvc: Dvc) -> None:
     dvc.start("tick")
     dvc.at_work().kill()
@@ -255,7 +249,6 @@ def test_a_fork_that_is_killed_ends_the_process_that_dvc_started(dvc: Dvc) -> No
     assert dvc.run("shared") == (0, "True\n")
 
 
-@pytest.mark.slow
 def test_a_stopped_stage_does_not_work(dvc: Dvc) -> None:
     stage = dvc.start("tick")
     fork = dvc.at_work()
@@ -266,7 +259,7 @@ def test_a_stopped_stage_does_not_work(dvc: Dvc) -> None:
     wait_for(lambda: dvc.text().count("tick") > ticks)
 
 
-@pytest.mark.parametrize("work", slow_but([True], [False, True]))
+@pytest.mark.parametrize("work", [False, True])
 def test_a_server_ends_with_its_dvc(dvc: Dvc, work: bool) -> None:
     processes = dvc.servers()
     if work:
@@ -279,7 +272,6 @@ def test_a_server_ends_with_its_dvc(dvc: Dvc, work: bool) -> None:
     assert dvc.text().count("heard 15") == work, "a stage must be able to save its state"
 
 
-@pytest.mark.slow
 def test_a_server_that_is_killed_is_replaced(dvc: Dvc) -> None:
     dvc.start("hear")
     fork = dvc.at_work()
@@ -293,7 +285,6 @@ def test_a_server_that_is_killed_is_replaced(dvc: Dvc) -> None:
     assert dvc.run("shared") == (0, "True\n")
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_costs_no_stage(dvc: Dvc) -> None:
     (server,) = dvc.servers()
     server.suspend()
@@ -305,7 +296,6 @@ def test_a_server_that_hangs_costs_no_stage(dvc: Dvc) -> None:
     assert psutil.pid_exists(stage) is False
 
 
-@pytest.mark.slow
 def test_requests_that_are_no_requests_change_nothing(dvc: Dvc, monkeypatch: pytest.MonkeyPatch) -> None:
     (address,) = (dvc.folder / ".dvc/tmp").iterdir()
     assert stat.S_IMODE(address.stat().st_mode) & 0o077 == 0, "others must not have a process of ours run their code"
@@ -322,7 +312,6 @@ def test_requests_that_are_no_requests_change_nothing(dvc: Dvc, monkeypatch: pyt
     wait_for(lambda: server.num_fds() == num_open)  # What came along was closed.
 
 
-@pytest.mark.slow
 def test_an_environment_too_large_for_a_message_is_no_obstacle(dvc: Dvc) -> None:
     large = {f"LARGE_{number}": "x" * 100_000 for number in range(8)}
     assert dvc.run("shared", **large) == (0, "False\n")
@@ -353,14 +342,12 @@ def test_stages_of_several_dvc_share_the_server_of_their_run(tmp_path: Path) -> 
         wait_for(lambda: not is_at_work(server), seconds=5)
 
 
-@pytest.mark.slow
 def test_no_server_is_left_by_a_stage_that_is_run_by_hand(tmp_path: Path) -> None:
     with started(tmp_path / "folder", served=False) as dvc:
         assert dvc.run("shared", "served", DVC_STAGE="") == (0, "False\n")
         assert dvc.servers() == []
 
 
-@pytest.mark.slow
 def test_what_a_server_imports_asks_for_no_gpu() -> None:
     """CUDA cannot be used in a fork of a process that has used it."""
     code = (
@@ -377,7 +364,6 @@ def test_what_a_server_imports_asks_for_no_gpu() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_a_pipeline_gives_the_same_bytes_with_and_without(tmp_path: Path) -> None:
     locks = []
     for is_served in (False, True):

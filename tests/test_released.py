@@ -126,7 +126,6 @@ def test_answers_are_those_of_a_slow_reading_of_the_published_rule(released: tup
         assert [one.answer for one in solutions] == [extract_last_number(text) for text in wanted]
 
 
-@pytest.mark.slow
 def test_the_pipeline_scores_it_as_it_is_and_a_curriculum_may_be_empty(
     released: tuple[str, Path], tmp_path: Path
 ) -> None:
