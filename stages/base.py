@@ -12,6 +12,11 @@ from coconut.pipeline.stage import begin
 if __name__ == "__main__":
     inputs = begin()
 
+from coconut.pipeline.launch import share_imports
+
+if __name__ == "__main__":
+    share_imports()
+
 from coconut.checkpoints.origin import prepare_base
 from coconut.checkpoints.tensors import save_tensors
 from coconut.config.params import load_params

@@ -1,7 +1,10 @@
-"""The precision of products, and what counts as out of memory."""
+"""The precision of products, what counts as out of memory, and what becomes of freed memory."""
 
 import dataclasses
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from coconut.training.objective import Objective
 from families import build_family
 from update_of_peers import make_views
 
-RUNTIME = dataclasses.replace(load_params(Path(__file__).parents[1] / "params.yaml").runtime, device="cpu")
+ROOT = Path(__file__).parents[1]
+RUNTIME = dataclasses.replace(load_params(ROOT / "params.yaml").runtime, device="cpu")
 
 
 def test_tf32_is_on_exactly_where_it_is_asked_for() -> None:
@@ -93,3 +97,47 @@ def test_the_texts_of_drivers_and_libraries_are_known(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(ValueError(text))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+FREED = """
+import ctypes, dataclasses, resource, sys
+from pathlib import Path
+import torch
+from coconut.config.params import load_params
+from coconut.devices import build_accelerator
+
+runtime = dataclasses.replace(load_params(Path(sys.argv[1])).runtime, device="cpu")
+
+def num_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        held = [torch.ones(150_000) for _ in range(40)]  # 24 MB, in pieces as an update of the default has them.
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+mallopt = ctypes.CDLL(None).mallopt
+for option in (-1, -3):  # The marks of a process that has freed no large block yet.
+    mallopt(option, 131072)
+for threads in (2, 1):
+    build_accelerator(dataclasses.replace(runtime, threads=threads), "fp32")
+    num_faults()
+    print(num_faults())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("is_users_own", [False, True])
+def test_a_single_thread_does_not_wait_for_memory_that_it_had_before(is_users_own: bool) -> None:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    variables = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", FREED, str(ROOT / "params.yaml")],
+        env=variables | ({names[0]: "131072"} if is_users_own else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    two_threads, one_thread = map(int, done.stdout.split())
+    assert two_threads > 50_000, "the kernel clears 24 MB twenty times"
+    assert (one_thread < 5_000) != is_users_own, "what the user has set stays"

@@ -609,6 +609,10 @@ def test_a_stage_that_dvc_itself_fails_is_named_with_dvcs_warning(tmp_path):
     busy.read("ERROR: failed to reproduce 'encode'")
     assert list(busy.failures()) == ["encode"]
     assert busy.own_errors() == {}
+    later = ReproLog(["train@cot"], tmp_path)
+    later.read("WARNING: 'outputs/base/predictions' is empty.")
+    later.read("ERROR: failed to reproduce 'train@cot': '/x/outputs/cot' is busy, it is being blocked by:")
+    assert later.what_can_pass() == "'/x/outputs/cot' is busy, it is being blocked by:"
 
 
 class FakeJournal:

@@ -1,9 +1,11 @@
 """The machine: device, precision, threads, memory."""
 
+import ctypes
 import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """By any of which an x86 processor multiplies in bf16, as torch names them."""
+_KEPT = {-3: 32 << 20, -1: 64 << 20}
+"""Of glibc's `M_MMAP_THRESHOLD` and `M_TRIM_THRESHOLD`, in bytes: the most that it would take by itself, in time."""
+_USERS_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def peak_memory_mb() -> float:
@@ -143,6 +148,8 @@ def build_accelerator(config: RuntimeConfig, precision: str) -> "Accelerator":
         torch.set_num_threads(config.threads)
     elif accelerator.num_processes > 1:
         torch.set_num_threads(max(1, num_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if on_cpu and torch.get_num_threads() == 1:
+        _keep_freed_memory()
     if accelerator.is_main_process and accelerator.num_processes > 1:
         logger.info("{} processes on {}", accelerator.num_processes, accelerator.device.type)
     return accelerator
@@ -155,6 +162,20 @@ def _compute_deterministically(is_asked: bool) -> None:
     if is_asked:  # cuBLAS reads it when it is used first.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(is_asked)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep memory that is freed for what comes next, instead of returning it to the kernel; 64 MB at most.
+
+    The kernel clears every page that it gives out again, and a single thread waits for it: for a twentieth of the
+    default's updates. Several threads wait for each other longer than for that, and gain nothing.
+    """
+    if any(name in os.environ for name in _USERS_OWN):
+        return
+    with suppress(OSError, AttributeError):  # Another C library.
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, num_bytes in _KEPT.items():
+            mallopt(option, num_bytes)
 
 
 def is_shared() -> bool:

@@ -1,9 +1,8 @@
 """Branches of the pipeline side by side: several `dvc repro --single-item`, each with stages that wait for no other.
 
-A curriculum is a tree. What its branches share is brought up to date first; then every free place takes the stage from
-which the most others hang, in a `dvc` of its own. DVC's own locks keep them apart where they write records, and are
-waited for. At the end a plain `dvc repro` does what is left, the report mostly, and has the last word on what is up to
-date: what is decided here saves time and cannot change a result.
+Every free place takes what `schedule` gives it, in a `dvc` of its own. DVC's own locks keep them apart where they write
+records, and are waited for. At the end a plain `dvc repro` does what is left, the report mostly, and has the last word
+on what is up to date: what is decided here saves time and cannot change a result.
 """
 
 import contextlib
@@ -14,15 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coconut.pipeline.dvc_file import Stage, read_pipeline
+from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.fork_client import OWNER
 from coconut.pipeline.repro_log import Outcome, ReproLog
+from coconut.pipeline.schedule import Schedule
 from coconut.pipeline.signals import die_with_parent
-from coconut.pipeline.status import parents_of, stage_rows, with_ancestors
+from coconut.pipeline.status import stage_rows, with_ancestors
 
 Hear = Callable[[str], None]
 _RETRY_S = 1.0
@@ -31,106 +31,16 @@ _MOST_RETRIES = 60
 """Of a bundle that failed of a lock: DVC holds them for seconds."""
 
 
-class Plan:
-    """Which stages are left, which are ready, and which go together into one process."""
-
-    def __init__(self, stages: Mapping[str, Stage], left: Iterable[str]) -> None:
-        self._parents = {name: parents_of(stage, stages) for name, stage in stages.items()}
-        self._order = {name: place for place, name in enumerate(stages)}
-        self.left = set(left)
-        """Neither done nor given out."""
-        self.running: set[str] = set()
-        self.blocked: set[str] = set()
-        """Failed, or below one that failed."""
-
-    def ready(self) -> list[str]:
-        """Return the stages that wait for nothing, those first from which the longest chains hang."""
-        found = self._ready_among(self.left)
-        return sorted(found, key=lambda name: (-self._height(name), self._order[name]))
-
-    def has_branches(self) -> bool:
-        """Say whether, sooner or later, two stages will wait for nothing at once."""
-        left = set(self.left)
-        while ready := self._ready_among(left):
-            if len(ready) > 1:
-                return True
-            left -= set(ready)
-        return False
-
-    def _ready_among(self, left: set[str]) -> list[str]:
-        open_ = left | self.running | self.blocked
-        return [name for name in left if not self._parents[name] & open_]
-
-    def next_bundle(self, num_places: int) -> list[str]:
-        """Take the next stages for one process out of those that are left; empty if none is ready.
-
-        A chain stays together. Where it forks, stages that nothing waits for but a join go along only if the other
-        places have enough to do without them.
-
-        Args:
-            num_places: processes at once.
-        """
-        ready = self.ready()
-        if not ready:
-            return []
-        bundle, others = [ready[0]], len(ready) - 1
-        while True:
-            freed = self._freed_by(bundle)
-            tails = [name for name in freed if not self._frees_more(name, bundle)]
-            if len(freed) == 1:
-                bundle += freed
-            elif tails and others >= num_places - 1:
-                bundle += tails
-            else:
-                break
-        self.left -= set(bundle)
-        self.running |= set(bundle)
-        return bundle
-
-    def take_back(self, names: Iterable[str]) -> None:
-        """Put stages back that were given out and did not run."""
-        self.running -= set(names)
-        self.left |= set(names) - self.blocked
-
-    def finish(self, names: Iterable[str]) -> None:
-        """Count stages as up to date."""
-        self.running -= set(names)
-
-    def fail(self, name: str) -> list[str]:
-        """Count a stage as failed; return the stages that are left out because of it, in order."""
-        self.running.discard(name)
-        self.blocked.add(name)
-        hit = {name}
-        while more := {one for one in self._parents if self._parents[one] & hit} - hit:
-            hit |= more
-        self.left -= hit
-        self.blocked |= hit
-        return sorted(hit - {name}, key=self._order.__getitem__)
-
-    def _freed_by(self, bundle: Sequence[str]) -> list[str]:
-        """Return the stages that wait for nothing once the bundle is done, without those that do not wait for it."""
-        open_ = (self.left | self.running | self.blocked) - set(bundle)
-        return [
-            name
-            for name in self._order
-            if name in self.left and name not in bundle
-            and self._parents[name] & set(bundle) and not self._parents[name] & open_
-        ]  # fmt: skip
-
-    def _frees_more(self, name: str, bundle: Sequence[str]) -> bool:
-        return any(name in self._parents[one] for one in self._freed_by([*bundle, name]))
-
-    def _height(self, name: str) -> int:
-        children = [one for one in self.left if name in self._parents[one]]
-        return 1 + max((self._height(one) for one in children), default=0)
-
-
 @dataclass
 class _Child:
     process: "subprocess.Popen[str]"
     bundle: list[str]
     log: ReproLog
     place: int
+
+    def done(self) -> list[str]:
+        """Return the stages that are up to date by now; what waits for them need not wait for the others."""
+        return [name for name in self.bundle if self.log.outcomes[name].result in _DONE]
 
 
 @dataclass
@@ -170,8 +80,8 @@ class Branches:
         stages = read_pipeline(self.root)
         wanted = with_ancestors(self.targets or list(stages), stages)
         states = {row.stage: row.state for row in stage_rows(self.root)}
-        plan = Plan(stages, [name for name in stages if name in wanted and states.get(name) != "done"])
-        exit_code = self._run_branches(plan) if self.num_places > 1 else 0
+        schedule = Schedule(stages, [name for name in stages if name in wanted and states.get(name) != "done"])
+        exit_code = self._run_branches(schedule) if self.num_places > 1 else 0
         # After a failure `dvc repro` would try the same stage again.
         return exit_code or (1 if self.stopped_by else self._run_rest())
 
@@ -186,35 +96,37 @@ class Branches:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.process.pid, number)
 
-    def _run_branches(self, plan: Plan) -> int:
+    def _run_branches(self, schedule: Schedule) -> int:
         exit_code = 0
         while True:
             may_start = not self.stopped_by and (exit_code == 0 or self.keeps_going)
             # One chain alone is left to the plain `dvc repro` at the end.
-            has_work = plan.has_branches() or bool(plan.ready() and (self._children or exit_code))
+            has_work = schedule.has_branches() or bool(schedule.ready() and (self._children or exit_code))
             if may_start and has_work:
-                self._fill(plan)
+                self._fill(schedule)
             elif not self._children:
                 return exit_code
-            exit_code = self._hear_once(plan) or exit_code
+            exit_code = self._hear_once(schedule) or exit_code
 
-    def _fill(self, plan: Plan) -> None:
+    def _fill(self, schedule: Schedule) -> None:
         """Start a process on every free place for which there is something to do."""
         for place in sorted(set(range(self.num_places)) - {child.place for child in self._children}):
-            if time.monotonic() >= self._not_before and (bundle := plan.next_bundle(self.num_places)):
+            if time.monotonic() >= self._not_before and (bundle := schedule.next_bundle(self.num_places)):
                 self._children.append(self._start(["--single-item", *bundle], bundle, place))
 
-    def _hear_once(self, plan: Plan | None) -> int | None:
+    def _hear_once(self, schedule: Schedule | None) -> int | None:
         """Take in one line, if one comes soon; return the exit code of a process that has ended."""
         try:
             child, line = self._lines.get(timeout=0.2)
         except queue.Empty:
             return None
         if line is None:
-            return self._end(child, plan)
+            return self._end(child, schedule)
         self.hear(line)
         if child.log.read(line):
             self.on_stage()
+        if schedule is not None:
+            schedule.finish(child.done())
         return None
 
     def _start(self, arguments: Sequence[str], bundle: list[str], place: int) -> _Child:
@@ -250,27 +162,29 @@ class Branches:
             self._lines.put((child, line.rstrip("\n")))
         self._lines.put((child, None))
 
-    def _end(self, child: _Child, plan: Plan | None) -> int:
+    def _end(self, child: _Child, schedule: Schedule | None) -> int:
         """Take in what a process did; return its exit code, 0 where it is to be tried again."""
         exit_code = child.process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
         child.log.close(exit_code, stopped_by=self.stopped_by)
         self._children.remove(child)
-        if plan is None:
+        if schedule is None:
             self.log.take_in(child.log)
             return exit_code
-        done = [name for name in child.bundle if child.log.outcomes[name].result in _DONE]
-        plan.finish(done)
+        done = child.done()
+        schedule.finish(done)
         rest = [name for name in child.bundle if name not in done]
         if exit_code != 0 and rest and self._is_to_retry(child.log, rest[0]):
-            plan.take_back(rest)
+            schedule.take_back(rest)
+            child.log.forget(rest)
+            self.log.take_in(child.log)
             return 0
         self.log.take_in(child.log)
         for name in child.log.failures() or (rest[:1] if exit_code != 0 else []):
-            for other in plan.fail(name):
+            for other in schedule.fail(name):
                 self.log.outcomes[other] = Outcome("not run", f"{name} failed")
-        plan.take_back(set(rest) - plan.blocked)
+        schedule.take_back(set(rest) - schedule.blocked)
         return exit_code
 
     def _is_to_retry(self, log: ReproLog, first: str) -> bool:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from coconut.files import replace_file
 from coconut.layout import LOG_DIR
-from coconut.pipeline.branches import Plan
 from coconut.pipeline.dvc_file import Stage, read_pipeline
 from coconut.pipeline.events import last_run
 from coconut.pipeline.progress import newest_progress
+from coconut.pipeline.schedule import Schedule
 from coconut.pipeline.status import Row, clock, render, stage_rows
 
 _FILE = LOG_DIR / "plan.json"
@@ -76,16 +76,18 @@ def simulate(stages: Mapping[str, Stage], seconds: Mapping[str, float], jobs: in
         seconds: of each stage that is to run.
         jobs: stages at once.
     """
-    plan = Plan(stages, seconds)
+    schedule = Schedule(stages, seconds)
     now, running, number = 0.0, list[tuple[float, int, list[str]]](), 0
     while True:
-        while len(running) < jobs and (bundle := plan.next_bundle(jobs)):
-            number += 1  # Bundles that end together end in the order of their start.
-            heapq.heappush(running, (now + sum(seconds[name] for name in bundle), number, bundle))
+        while len(running) < jobs and (bundle := schedule.next_bundle(jobs)):
+            number += 1  # Stages that end together end in the order in which their processes started.
+            heapq.heappush(running, (now + seconds[bundle[0]], number, bundle))
         if not running:
             return now
-        now, _, bundle = heapq.heappop(running)
-        plan.finish(bundle)
+        now, place, (done, *rest) = heapq.heappop(running)
+        schedule.finish([done])
+        if rest:
+            heapq.heappush(running, (now + seconds[rest[0]], place, rest))
 
 
 def write_times(times: Times, root: Path) -> None:

@@ -1,7 +1,7 @@
 """One import of torch and transformers for all stages of a run: a process that has them is forked for each of them.
 
-    dvc -> python stages/train.py cot        imports them, and leaves a copy of itself behind, the server
-    dvc -> python stages/train.py latent_1   asks the server for a fork, passes signals on to it, ends as it ends
+    dvc -> python stages/base.py        imports them, and leaves a copy of itself behind, the server
+    dvc -> python stages/train.py cot   asks the server for a fork, passes signals on to it, ends as it ends
 
 Of four seconds that a small stage takes until its first update, three are these imports. A stage stays a process of
 its own, with its command, its environment, its output and its end:

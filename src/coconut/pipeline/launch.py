@@ -55,13 +55,8 @@ def share_out(inputs: StageInputs | None) -> None:
     Args:
         inputs: of the stage; None where its script is run by hand in another way, and by itself.
     """
-    if inputs is None or "LOCAL_RANK" in os.environ:
-        return
-    try:
-        runtime = read_mapping(Path("params.yaml")).get("runtime")
-    except (ValueError, OSError):
-        return  # The stage itself says what is wrong with the file.
-    if not isinstance(runtime, dict):
+    runtime = _runtime()
+    if inputs is None or "LOCAL_RANK" in os.environ or runtime is None:
         return
     launcher = runtime.get("launcher")
     if isinstance(launcher, str) and launcher not in ("", "none") and RUN_ID not in os.environ:
@@ -71,6 +66,21 @@ def share_out(inputs: StageInputs | None) -> None:
         _run_and_exit(partial(_run_in_processes, count), inputs.stage)
     if serves(runtime):
         leave_server()
+
+
+def share_imports() -> None:
+    """Leave a server with the imports of this stage behind for the stages to come, where `runtime` wants one."""
+    runtime = _runtime()
+    if runtime is not None and serves(runtime):
+        leave_server()
+
+
+def _runtime() -> dict[str, Any] | None:
+    """Read the section `runtime`; None where there is none. The stage itself says what is wrong with the file."""
+    with suppress(ValueError, OSError):
+        runtime = read_mapping(Path("params.yaml")).get("runtime")
+        return runtime if isinstance(runtime, dict) else None
+    return None
 
 
 def _run_and_exit(main: "partial[None]", name: str) -> None:

@@ -89,7 +89,7 @@ class ReproLog:
         elif kind == "skipped":
             self._skip(_QUOTED.findall(text))
         elif kind == "blamed":
-            self._blame(_QUOTED.findall(text))
+            self._blame(text)
         elif kind == "warning":
             self._warning = text
         elif kind == "error":
@@ -108,6 +108,11 @@ class ReproLog:
         for outcome in self.outcomes.values():
             if stopped_by and outcome.result == "failed" and not outcome.is_own_error:
                 outcome.result, outcome.reason = "stopped", f"by {stopped_by.name}"
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take stages as if this `dvc` had not tried them, and its complaint as if it had made none."""
+        self.outcomes |= {name: Outcome() for name in names}
+        self.dvc_error = ""
 
     def take_in(self, later: "ReproLog") -> None:
         """Add what another `dvc` did with some of the stages."""
@@ -166,14 +171,15 @@ class ReproLog:
             if name in self.outcomes:
                 self.outcomes[name] = Outcome("not run", f"{failed} failed")
 
-    def _blame(self, names: Iterable[str]) -> None:
-        """Note the stages that failed before or after their command: dvc says why in a warning."""
+    def _blame(self, text: str) -> None:
+        """Note the stages that failed before or after their command. Why stands behind their names, or in a warning."""
         self._end_well()
-        can_pass = bool(_CAN_PASS.search(self._warning))
-        for name in names:
+        reason = text.partition("': ")[2] or self._warning
+        can_pass = bool(_CAN_PASS.search(reason))
+        for name in _QUOTED.findall(text):
             if name in self.outcomes and self.outcomes[name].result != "failed":
                 seconds = self.outcomes[name].seconds
-                self.outcomes[name] = Outcome("failed", self._warning, seconds, 0 if can_pass else 1, can_pass)
+                self.outcomes[name] = Outcome("failed", reason, seconds, 0 if can_pass else 1, can_pass)
 
     def _end_well(self) -> None:
         if self._running is not None:

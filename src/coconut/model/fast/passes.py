@@ -40,7 +40,7 @@ class LayerPasses(PlainPasses):
 
         The library makes the same one, but asks the device on the way for what is known on the CPU.
         """
-        if not _sees_all_columns(self.model.base_model.config):
+        if not _is_causal(self.model.base_model.config, self.mask_BC.shape[1]):
             return super()._attention_mask(columns)
         if bool(self.mask_on_cpu_BC[:, : columns.stop].all()):
             return None
@@ -105,28 +105,20 @@ class StorePasses(LayerPasses):
 
 def can_store(model: PreTrainedModel, num_columns: int, options: PassOptions) -> bool:
     """Say whether the store computes every attention layer of this model, and the model is wide enough to gain."""
-    config = model.base_model.config
-    kinds, window = _kinds_of_layers(config), getattr(config, "sliding_window", None)
     return (
-        config._attn_implementation == "sdpa"
+        _is_causal(model.base_model.config, num_columns)
         and model.get_input_embeddings().weight.shape[1] >= options.thresholds.min_width
-        and kinds <= {"full_attention", "sliding_attention"}
-        and (window is None or num_columns < window)
-        and getattr(config, "attention_chunk_size", None) is None
         # Where no layer can be run again by itself, whole passes are, which needs a cache that can be copied.
         and (not options.checkpoint_activations or bool(checkpointable_blocks(model)))
     )
 
 
-def _sees_all_columns(config: PretrainedConfig) -> bool:
-    """Say whether every layer sees all columns up to its own, in torch's attention."""
+def _is_causal(config: PretrainedConfig, num_columns: int) -> bool:
+    """Say whether every attention layer is torch's, and each of so many columns sees all before it."""
+    kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
     return (
         config._attn_implementation == "sdpa"
-        and _kinds_of_layers(config) == {"full_attention"}
-        and getattr(config, "sliding_window", None) is None
+        and kinds <= {"full_attention", "sliding_attention"}
+        and (window is None or num_columns < window)
         and getattr(config, "attention_chunk_size", None) is None
     )
-
-
-def _kinds_of_layers(config: PretrainedConfig) -> set[str]:
-    return set(getattr(config, "layer_types", None) or ["full_attention"])
