@@ -383,3 +383,18 @@ def test_a_pipeline_gives_the_same_bytes_with_and_without(tmp_path: Path) -> Non
         )
         assert not list((project / ".dvc/tmp").glob("fork-server-*"))
     assert locks[0] == locks[1]
+
+
+def test_the_first_stage_that_computes_leaves_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make_project(tmp_path / "project")
+    owner = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setenv("COCONUT_RUN_PID", str(owner.pid))
+    try:
+        run(project, "dvc", "repro", "preprocess")
+        assert not list((project / ".dvc/tmp").glob("fork-server-*")), "what imports no torch leaves none"
+        run(project, "dvc", "repro", "base")
+        assert len(list((project / ".dvc/tmp").glob("fork-server-*"))) == 1
+    finally:
+        owner.kill()
+        owner.wait()
+    wait_for(lambda: not list((project / ".dvc/tmp").glob("fork-server-*")))
