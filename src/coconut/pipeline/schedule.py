@@ -10,7 +10,7 @@ from coconut.pipeline.dvc_file import Stage
 from coconut.pipeline.status import parents_of
 
 _MOST_TAILS = 2
-"""Evaluations and probes for one process: what becomes ready meanwhile, as a training, waits for them."""
+"""Evaluations and probes for one process while there are trainings to come, which would wait for all of them."""
 
 
 class Schedule:
@@ -54,8 +54,11 @@ class Schedule:
         """
         ready = self.ready()
         tails = [name for name in ready if self._is_tail(name, ())]
-        if ready[:1] == tails[:1]:  # Few at once, so that all places have something to do until the end.
-            bundle = tails[: max(1, min(_MOST_TAILS, len(tails) // num_places))]
+        if ready[:1] == tails[:1]:
+            most = len(tails) if all(self._is_tail(name, ()) for name in self.left) else _MOST_TAILS
+            bundle = tails[
+                : max(1, min(most, len(tails) // num_places))
+            ]  # Its share at most: no place ends long before.
         else:
             bundle = ready[:1]
             while (name := self._next_of_chain(bundle, ready, num_places)) is not None:
