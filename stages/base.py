@@ -7,11 +7,12 @@ from pathlib import Path
 # Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from coconut.pipeline.launch import share_imports
 from coconut.pipeline.stage import begin
 
 if __name__ == "__main__":
     inputs = begin()
+    from coconut.pipeline.launch import share_imports
+
     share_imports()
 
 from coconut.checkpoints.origin import prepare_base
