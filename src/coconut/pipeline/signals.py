@@ -142,6 +142,30 @@ def die_with_parent() -> None:
         raise Preempted(128 + signal.SIGTERM)
 
 
+def end_forks_at_once() -> None:
+    """Have SIGTERM end every fork of this process by itself, from its first moment on, whatever the handler here.
+
+    A pool of processes ends its workers by SIGTERM and waits for them without a limit. Python forgets a signal that
+    comes while a fork begins, and swallows what a handler raises in the hooks that a fork runs first: a worker
+    that was asked to end then would never end, nor would this process.
+    """
+    if not hasattr(os, "register_at_fork"):
+        return
+    masks = threading.local()
+
+    def hold() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def begin_fork() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
+    os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=begin_fork)
+
+
 def is_worker() -> bool:
     """Say whether this process is one of several that an agent has started for one stage."""
     return os.environ.get(AGENT, "").isdigit() and "LOCAL_RANK" in os.environ

@@ -23,7 +23,14 @@ from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
 from coconut.pipeline.fork_client import hand_over
 from coconut.pipeline.inputs import StageInputs
-from coconut.pipeline.signals import STOP_SIGNALS, Preempted, die_with_parent, end_in_any_case, is_worker
+from coconut.pipeline.signals import (
+    STOP_SIGNALS,
+    Preempted,
+    die_with_parent,
+    end_forks_at_once,
+    end_in_any_case,
+    is_worker,
+)
 
 LOST_PEER = 75
 """The exit code of a process that another one of its stage has left alone: it is not the cause."""
@@ -129,6 +136,7 @@ def begin() -> StageInputs | None:
     """
     gc.disable()
     signal.signal(signal.SIGTERM, _end)
+    end_forks_at_once()
     die_with_parent()
     if is_worker():
         end_in_any_case()
