@@ -59,7 +59,8 @@ def _seconds(model: Any, device: str, num_rows: int, repeats: int) -> dict[str, 
     seconds = alternate({**updates, PRODUCTS: partial(multiply_single_columns, model, batch)}, repeats=repeats)
     # Without thoughts the same columns are multiplied among the others, in products at the full rate.
     rate = matrix_rates(device, torch.float32)["ours"]
-    num_operations = 4 * num_rows * (len(latent_columns(batch)) - 1) * sum(map(torch.numel, weights_of_layers(model)))
+    num_weights = sum(map(torch.numel, weights_of_layers(model)))
+    num_operations = 4 * num_rows * num_single_columns(batch) * num_weights
     return {
         "columns": batch.input_ids_BT.shape[1],
         "padding_share": round(1 - batch.attention_mask_BT.float().mean().item(), 3),
@@ -78,11 +79,16 @@ def multiply_single_columns(model: PreTrainedModel, batch: Batch) -> None:
     """
     num_rows, weights = len(batch.input_ids_BT), weights_of_layers(model)
     drawn = {size: torch.ones(num_rows, size, device=model.device) for weight in weights for size in weight.shape}
-    for _ in latent_columns(batch)[:-1]:  # The pass of the last one reads on to the end.
+    for _ in range(num_single_columns(batch)):
         for weight_IO in weights:
             linear(drawn[weight_IO.shape[0]], weight_IO.t())
         for weight_IO in reversed(weights):
             linear(drawn[weight_IO.shape[1]], weight_IO)
+
+
+def num_single_columns(batch: Batch) -> int:
+    """Count the passes of one column: the pass of the last thought reads on to the end."""
+    return len(latent_columns(batch)) - 1
 
 
 def weights_of_layers(model: PreTrainedModel) -> list[Tensor]:

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import waiting
+from coconut.pipeline.fork_client import OWNER
 from project import ROOT, environment, make_project, run, stages_run
 from waiting import is_at_work
 
@@ -322,7 +323,7 @@ def test_stages_of_several_dvc_share_the_server_of_their_run(tmp_path: Path) -> 
     folder = tmp_path / "folder"
     with started(folder, served=False) as one:
         owner = subprocess.Popen(["sleep", "60"])
-        run_pid = {"COCONUT_RUN_PID": str(owner.pid)}
+        run_pid = {OWNER: str(owner.pid)}
         assert one.run("shared", "served", **run_pid) == (0, "True\n")
         other = subprocess.run(
             [sys.executable, "stage.py", "shared"],
@@ -388,7 +389,7 @@ def test_a_pipeline_gives_the_same_bytes_with_and_without(tmp_path: Path) -> Non
 def test_the_first_stage_that_computes_leaves_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make_project(tmp_path / "project")
     owner = subprocess.Popen(["sleep", "600"])
-    monkeypatch.setenv("COCONUT_RUN_PID", str(owner.pid))
+    monkeypatch.setenv(OWNER, str(owner.pid))
     try:
         run(project, "dvc", "repro", "preprocess")
         assert not list((project / ".dvc/tmp").glob("fork-server-*")), "what imports no torch leaves none"

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from coconut.pipeline.inputs import StageInputs
+from coconut.pipeline.signals import GRACE_S
 from coconut.pipeline.stage import run_stage
 from inprocess import canonical_splits, make_folder, stage, succeed, sums, write_rows
 from project import ROOT, environment, write_params
@@ -200,3 +201,17 @@ def test_a_stage_that_is_told_to_end_leaves_no_worker_behind(tmp_path: Path, mom
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+def test_a_stage_ends_in_time_where_python_swallows_what_the_signal_raises(tmp_path: Path) -> None:
+    code = (
+        "import signal, time\nfrom coconut.pipeline.stage import begin\nbegin()\n"
+        "class Slow:\n    def __del__(self):\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        "Slow()\nleft = signal.alarm(0)\nprint(left, flush=True)\nsignal.alarm(min(left, 1))\ntime.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert 0 < int(process.stdout.readline()) <= GRACE_S
+    assert process.wait(timeout=30) == -signal.SIGALRM

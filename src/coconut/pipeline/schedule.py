@@ -56,9 +56,8 @@ class Schedule:
         tails = [name for name in ready if self._is_tail(name, ())]
         if ready[:1] == tails[:1]:
             most = len(tails) if all(self._is_tail(name, ()) for name in self.left) else _MOST_TAILS
-            bundle = tails[
-                : max(1, min(most, len(tails) // num_places))
-            ]  # Its share at most: no place ends long before.
+            share = len(tails) // num_places  # Not more, so that no place ends long before the others.
+            bundle = tails[: max(1, min(most, share))]
         else:
             bundle = ready[:1]
             while (name := self._next_of_chain(bundle, ready, num_places)) is not None:

@@ -24,6 +24,7 @@ from coconut.pipeline.failures import describe
 from coconut.pipeline.fork_client import hand_over
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.signals import (
+    GRACE_S,
     STOP_SIGNALS,
     Preempted,
     die_with_parent,
@@ -128,7 +129,8 @@ def begin() -> StageInputs | None:
     where there is none.
 
     SIGTERM, by which the end of `dvc` is told, ends it in order: what it has started or half written, worker
-    processes above all, must not stay. (`train` saves its state then; see `signals.stop_on_signals`.)
+    processes above all, must not stay. After `GRACE_S` seconds the kernel ends it in any case. (`train` saves its
+    state then; see `signals.stop_on_signals`.)
 
     Returns:
         None where `dvc.yaml` or what it names cannot be read, of which `main` says what is wrong, or where no
@@ -149,4 +151,6 @@ def begin() -> StageInputs | None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
+    # Python swallows what is raised while it collects an object, and what hangs in a library hears of nothing.
+    signal.alarm(GRACE_S)
     raise Preempted(128 + number)
