@@ -79,7 +79,7 @@ def _updates(part: Json, device: str) -> list[str]:
                 "latent / no thoughts, all our speed-ups in both",
                 *_judged(found["latent / ours, no thoughts"], limits_of_thoughts[size]),
             ),
-            (size, "its floor: the weights that single columns read once more", found["floor of that"], "", ""),
+            (size, "its floor: the products of the passes alone", found["floor of that"], "", ""),
         ]
     lines = _table(["", "ratio", "found", "wanted at most", ""], rows)
     seconds = {size: part[size]["seconds"] for size in limits}
