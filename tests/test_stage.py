@@ -184,14 +184,16 @@ def test_an_icot_entry_goes_on_where_its_parents_schedule_ended(encoded: Path) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stages die with dvc on Linux only")
-@pytest.mark.parametrize("moment", ["idle", "forking"])
-def test_a_stage_that_is_told_to_end_leaves_no_worker_behind(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("hook", "work"),
+    [("pass", "pool.map(abs, range(4))"), ("os.register_at_fork(after_in_child=lambda: time.sleep(1))", "pass")],
+    ids=["idle", "forking"],
+)
+def test_a_stage_that_is_told_to_end_leaves_no_worker_behind(tmp_path: Path, hook: str, work: str) -> None:
     """Neither where the workers wait for work, nor where they still run what Python runs first in a fork."""
     code = (
-        "import multiprocessing as m, os, sys, time\nfrom coconut.pipeline.stage import begin\nbegin()\n"
-        f"if {moment == 'forking'}:\n    os.register_at_fork(after_in_child=lambda: time.sleep(1))\n"
-        f"with m.Pool(2) as pool:\n    {moment == 'idle'} and pool.map(abs, range(4))\n    print('ready', flush=True)\n"
-        "    time.sleep(60)"
+        f"import multiprocessing as m, os, sys, time\nfrom coconut.pipeline.stage import begin\nbegin()\n{hook}\n"
+        f"with m.Pool(2) as pool:\n    {work}\n    print('ready', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
