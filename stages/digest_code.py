@@ -1,4 +1,4 @@
-"""Pipeline stage `code`: what the code of every other stage does, one file of digests a script in outputs/code."""
+"""Pipeline stage `code`: what the code of every other stage does, one file of digests a script or method."""
 
 import sys
 from pathlib import Path
@@ -14,16 +14,20 @@ if __name__ == "__main__":
 from coconut.files import replace_file, writing
 from coconut.layout import CODE_DIR
 from coconut.pipeline.stage import run_stage
-from coconut.pipeline.stage_code import code_file, describe_code, stage_code
+from coconut.pipeline.stage_code import code_file, describe_code, method_scripts, script_of, stage_code
 
 
 def main() -> None:
     """Write `outputs/code`."""
     with writing(CODE_DIR):
-        CODE_DIR.mkdir(parents=True, exist_ok=True)
-        for script in sorted(Path("stages").glob("*.py")):
-            if script.name != Path(__file__).name:
-                replace_file(Path(code_file(script)), describe_code(stage_code(script.as_posix(), Path())))
+        for script in [*(path.as_posix() for path in Path("stages").glob("*.py")), *method_scripts(Path())]:
+            if Path(script).name != Path(__file__).name:
+                path = Path(code_file(Path(script)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, describe_code(stage_code(script, Path())))
+        for path in (CODE_DIR / "methods").glob("*.txt"):
+            if not Path(script_of(path.as_posix()) or "").is_file():
+                path.unlink()
 
 
 if __name__ == "__main__":

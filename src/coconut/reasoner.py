@@ -17,10 +17,9 @@ from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.origin import find_folder
-from coconut.checkpoints.released import KNOWN
+from coconut.checkpoints.released import find_released
 from coconut.config.schema import LatentConfig
 from coconut.data.collator import collate
-from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import (
     EncodedExample,
     answer_start,
@@ -30,10 +29,12 @@ from coconut.data.encoding import (
     tokenize_texts,
 )
 from coconut.data.examples import Example
-from coconut.data.views import MarkerIds, build_view, prompt_length
+from coconut.data.layouts import Layout
+from coconut.data.views import ViewWriter, prompt_length
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import read_answer
 from coconut.files import replace_file
+from coconut.methods import DEFAULT
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import Decoded
 from coconut.model.head import num_positions
@@ -70,7 +71,7 @@ class Reasoner:
         self.meta = meta
         iterations = meta.parallel_iterations
         self.feedback = feedback or build_feedback(meta.thought, model, parallel_iterations=iterations)
-        self.markers = MarkerIds.of(tokenizer)
+        self.writer = ViewWriter.of(tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -99,7 +100,7 @@ class Reasoner:
         check_device(device)
         path = find_folder(folder)
         model, tokenizer, meta = load_checkpoint(path, device=device)
-        meta = meta or KNOWN.get(str(folder))
+        meta = meta or find_released(str(folder))
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
         if meta is None:
             if missing := [name for name, value in given.items() if value is None]:
@@ -108,7 +109,7 @@ class Reasoner:
                 )
             add_markers(model, tokenizer)
             paper = LatentConfig(0, 0, True, False, uniform_prob=0.0, thought="hidden[-1]", parallel_iterations=0)
-            meta = CheckpointMeta.of("coconut", max_latent_stage or 0, paper, prompt="plain")
+            meta = CheckpointMeta.of(DEFAULT, max_latent_stage or 0, paper, prompt="plain")
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         feedback = load_feedback(path, meta.thought, model, parallel_iterations=meta.parallel_iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
@@ -165,17 +166,17 @@ class Reasoner:
         questions = as_list("questions", questions, str)
         for i, question in enumerate(questions):
             check_not_blank(f"questions[{i}]", question)
-        plan = self.meta.plan()
+        layout = self.meta.layout()
         if num_thoughts is not None:
             check_number("num_thoughts", num_thoughts, at_least=0)
-            plan = replace(plan, num_latents=num_thoughts)
+            layout = replace(layout, num_latents=num_thoughts)
         if max_new_tokens is not None:
             check_number("max_new_tokens", max_new_tokens, at_least=1)
         check_number("batch_size", batch_size, at_least=1)
-        evaluator = self._evaluator(plan, max_new_tokens, batch_size)
+        evaluator = self._evaluator(layout, max_new_tokens, batch_size)
         ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
         for i, row in enumerate(ids):
-            self._check_fits(f"questions[{i}]", prompt_length(row, plan) + 1, plan)
+            self._check_fits(f"questions[{i}]", prompt_length(row, layout) + 1, layout)
         self._warn_of_unknown_words(questions, questions)
         prompts = evaluator.prompts(ids)
         rows = evaluator.decode(
@@ -185,13 +186,13 @@ class Reasoner:
         )
         drawn = evaluator.sample(prompts, sampling, seed) if num_samples else [[] for _ in prompts]
         return [
-            replace(self._solution(row, plan), samples=tuple(self._solution(one, plan) for one in samples))
+            replace(self._solution(row, layout), samples=tuple(self._solution(one, layout) for one in samples))
             for row, samples in zip(rows, drawn, strict=True)
         ]
 
-    def _solution(self, row: Decoded, plan: ViewPlan) -> Solution:
+    def _solution(self, row: Decoded, layout: Layout) -> Solution:
         text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
-        return Solution(text, read_answer(text, self.meta.answer), row.num_tokens, plan.num_latents, row.truncated)
+        return Solution(text, read_answer(text, self.meta.answer), row.num_tokens, layout.num_latents, row.truncated)
 
     def think(
         self,
@@ -213,22 +214,26 @@ class Reasoner:
             ValueError: as `solve`.
         """
         check_number("top", top, at_least=1)
-        trained = self.meta.plan()
-        plan = trained if num_thoughts is None else replace(trained, num_latents=num_thoughts)
+        trained = self.meta.layout()
+        layout = trained if num_thoughts is None else replace(trained, num_latents=num_thoughts)
         solutions = self.solve(
             questions,
             num_thoughts,
             max_new_tokens,
             batch_size=batch_size,
-            in_words=plan.num_latents < trained.num_latents,
+            in_words=layout.num_latents < trained.num_latents,
         )
-        if not solutions or plan.num_latents == 0:
+        if not solutions or layout.num_latents == 0:
             return [Thinking(question, [], solution) for question, solution in zip(questions, solutions, strict=True)]
         ids = encode_questions(self.tokenizer, questions, self.meta.prompt)
         encoded = [EncodedExample(row, [], []) for row in ids]
         examples = [Example(question) for question in questions]
         subject = Subject(
-            self._evaluator(plan, max_new_tokens, batch_size), examples, encoded, range(len(examples)), self.meta.prompt
+            self._evaluator(layout, max_new_tokens, batch_size),
+            examples,
+            encoded,
+            range(len(examples)),
+            self.meta.prompt,
         )
         probs_NKV = subject.decoded(subject.trace.states_NJD[:, :-1])
         return [
@@ -238,13 +243,12 @@ class Reasoner:
             )
         ]
 
-    def _evaluator(self, plan: ViewPlan, max_new_tokens: int | None, batch_size: int) -> Evaluator:
+    def _evaluator(self, layout: Layout, max_new_tokens: int | None, batch_size: int) -> Evaluator:
         return Evaluator(
             self.model,
             self.feedback,
             self.tokenizer,
-            plan,
-            self.markers,
+            layout,
             max_new_tokens=256 if max_new_tokens is None else max_new_tokens,
             batch_size=batch_size,
         )
@@ -270,24 +274,24 @@ class Reasoner:
         for i, example in enumerate(examples):
             check_example(f"examples[{i}]", example)
         check_number("latent_stage", latent_stage, at_least=0)
-        plan = self.meta.plan_at(latent_stage)
+        layout = self.meta.layout_at(latent_stage)
         views = []
         for i, example in enumerate(examples):
             encoded = encode_example(self.tokenizer, example, self.meta.prompt)
             # Before the view is built: a million thoughts would be a list of a million ids.
-            self._check_fits(f"examples[{i}]", prompt_length(encoded.question_ids, plan) + 1, plan)
-            views.append(build_view(*encoded, plan=plan, markers=self.markers))
-            self._check_fits(f"examples[{i}]", len(views[-1].input_ids), plan)
+            self._check_fits(f"examples[{i}]", prompt_length(encoded.question_ids, layout) + 1, layout)
+            views.append(self.writer.view(encoded, layout))
+            self._check_fits(f"examples[{i}]", len(views[-1].input_ids), layout)
         texts = ["\n".join((example.question, *example.steps, example.answer)) for example in examples]
         self._warn_of_unknown_words([example.question for example in examples], texts)
         batch = collate(views, pad_id=int(self.tokenizer.pad_token_id or 0)).to(self.model.device)
         return latent_nll(self.model, self.feedback, batch)
 
-    def _check_fits(self, place: str, num_tokens: int, plan: ViewPlan) -> None:
+    def _check_fits(self, place: str, num_tokens: int, layout: Layout) -> None:
         if num_tokens > (room := num_positions(self.model)):
             raise ValueError(
-                f"{place}: found {num_tokens} tokens, {plan.num_latents} of them thoughts and at least 1 the answer's,"
-                f" wanted at most {room}, the model's positions; shorten the text, or take fewer thoughts"
+                f"{place}: found {num_tokens} tokens, {layout.num_latents} of them thoughts and at least 1 the"
+                f" answer's, wanted at most {room}, the model's positions; shorten the text, or take fewer thoughts"
             )
 
     def _warn_of_unknown_words(self, questions: Sequence[str], texts: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coconut.config.methods import find_method
 from coconut.config.params import load_params
-from coconut.config.schema import LATENT_METHODS, Params
+from coconut.config.schema import Params
 from coconut.layout import checkpoint_dir
 from coconut.report.text import visible
 
@@ -47,7 +48,7 @@ def run(
     )  # Imported here: torch takes seconds, which a wrong argument need not wait for.
 
     reasoner = Reasoner.from_pretrained(folder)
-    trained = reasoner.meta.plan().num_latents
+    trained = reasoner.meta.layout().num_latents
     thoughts = reasoner.think(questions, num_thoughts)
     drawn = reasoner.solve(questions, num_thoughts, num_samples=num_samples, temperature=temperature)
     for thinking, solution in zip(thoughts, drawn, strict=True):
@@ -107,7 +108,7 @@ def find_checkpoint(entry: str) -> Path:
 
 def _last_latent(params: Params) -> str:
     """Return the entry of most latent stages that is trained already, the first of several."""
-    latent = [entry for entry in params.curriculum.values() if entry.method in LATENT_METHODS[:1]]
+    latent = [entry for entry in params.curriculum.values() if find_method(entry.method).role == "main"]
     trained = [entry for entry in latent if (checkpoint_dir(entry.name) / "config.json").is_file()]
     if not trained:
         raise ValueError(

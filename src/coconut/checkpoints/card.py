@@ -80,13 +80,13 @@ def write_card(
         results: names and texts of its figures; left out where there are none.
         base_model: hub id of the model that it was trained from, if it is one.
     """
-    num_thoughts = meta.plan().num_latents
+    num_thoughts = meta.layout().num_latents
     method = f"{meta.method}, latent stage {meta.latent_stage} of {meta.max_latent_stage}"
     properties = {
         "method": method,
         "thoughts before the answer": num_thoughts,
         "what is fed back": meta.thought,
-        "markers around the thoughts": "yes" if meta.plan().markers else "no",
+        "markers around the thoughts": "yes" if meta.layout().markers else "no",
         "prompt": "the tokenizer's chat template" if meta.prompt == "chat" else "the question and a line break",
         "form of an answer": "steps on lines of their own, then `### answer`",
     }
@@ -119,15 +119,15 @@ def _table(rows: Mapping[str, object]) -> str:
 
 def _loop(meta: CheckpointMeta, tokenizer: PreTrainedTokenizerBase) -> str:
     """Write the loop over thoughts in a few lines, where they can say it."""
-    plan = meta.plan()
+    layout = meta.layout()
     is_simple = meta.thought in ("hidden[-1]", "normalised") and not meta.parallel_iterations
-    if not is_simple or meta.prompt == "chat" or plan.slot != "thought":
+    if not is_simple or meta.prompt == "chat" or layout.slot != "thought":
         return "take the package for that."
     markers = MarkerIds.of(tokenizer)
     return _LOOP.format(
         special=bool(bos_ids(tokenizer, meta.prompt)),
-        first=f"torch.cat([ids, torch.tensor([[{markers.start}]])], dim=1)" if plan.markers else "ids",
-        num_thoughts=plan.num_latents,
+        first=f"torch.cat([ids, torch.tensor([[{markers.start}]])], dim=1)" if layout.markers else "ids",
+        num_thoughts=layout.num_latents,
         scale=_SCALE if meta.thought == "normalised" else "",
-        last=_END.format(end=markers.end) if plan.markers else "",
+        last=_END.format(end=markers.end) if layout.markers else "",
     )

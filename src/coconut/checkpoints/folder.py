@@ -1,6 +1,5 @@
 """Checkpoint folders: a plain Hugging Face folder each, with what the method needs in `coconut.json`."""
 
-import dataclasses
 import difflib
 import json
 import shutil
@@ -57,7 +56,7 @@ def save_checkpoint(
             tokenizer.save_pretrained(partial)
         _drop_traces_of_loading(partial / "tokenizer_config.json")
         if meta is not None:
-            text = json.dumps(dataclasses.asdict(meta), indent=2)
+            text = json.dumps(meta.to_json(), indent=2)
             (partial / META_FILE).write_text(text + "\n", encoding="utf-8")
         for path in partial.iterdir():
             path.chmod(0o644)  # safetensors writes 0600, which other users of a DVC cache cannot read.

@@ -3,7 +3,6 @@
 A folder with a `coconut.json` says it itself. Others are known by their id on the hub.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -12,25 +11,32 @@ from torch import Tensor
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta, read_meta
 from coconut.checkpoints.tensors import check_header
 from coconut.checkpoints.weights import PROJECTOR, weight_files
+from coconut.config.methods import asking_keys, find_methods
 from coconut.config.schema import LatentConfig
 
 _PARTS = {"1": "inner", "3": "outer", "4": "norm"}
 """Places in the authors' sequence of modules; 0 is a dropout and 2 the GELU."""
 
 
-def _paper(c_thought: int, max_latent_stage: int, thought: str) -> LatentConfig:
-    return LatentConfig(
-        c_thought, max_latent_stage, True, True, uniform_prob=0.0, thought=thought, parallel_iterations=0
-    )
-
-
-KNOWN: Mapping[str, CheckpointMeta] = {
-    "ModalityDance/latent-tts-coconut": CheckpointMeta.of("coconut", 3, _paper(2, 3, "hidden[-1]"), prompt="plain"),
-    "ModalityDance/latent-tts-codi": CheckpointMeta.of(
-        "coconut", 6, _paper(1, 6, "projector"), prompt="bare", answer="last_number"
-    ),
-}
-"""By id on the hub. Source: the code that was released with them (LatentTTS), read at commit 6657f20."""
+def find_released(model: str) -> CheckpointMeta | None:
+    """Say how a model of the hub was trained that some method knows by its id; None for any other."""
+    for name, method in find_methods().items():
+        if model in method.released:
+            released = method.released[model]
+            latent = LatentConfig(
+                released.c_thought,
+                released.max_latent_stage,
+                pad_latent_to_max=True,
+                markers=True,
+                uniform_prob=0.0,
+                thought=released.thought,
+                parallel_iterations=0,
+            )
+            keys = asking_keys(method, released.keys)
+            return CheckpointMeta.of(
+                name, released.latent_stage, latent, prompt=released.prompt, answer=released.answer, keys=keys
+            )
+    return None
 
 
 def find_meta(model: str, folder: Path) -> CheckpointMeta | None:
@@ -43,7 +49,7 @@ def find_meta(model: str, folder: Path) -> CheckpointMeta | None:
     Raises:
         ValueError: its `coconut.json` is damaged.
     """
-    return read_meta(folder) if (folder / META_FILE).is_file() else KNOWN.get(model)
+    return read_meta(folder) if (folder / META_FILE).is_file() else find_released(model)
 
 
 def read_projector(folder: Path) -> dict[str, Tensor]:

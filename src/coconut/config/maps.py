@@ -4,12 +4,10 @@ from collections.abc import Iterable
 
 from coconut.config.field_map import Fields
 from coconut.config.messages import kind_of, shown
+from coconut.config.methods import find_method, find_methods
 from coconut.config.presets import PRESETS, maps_of
 from coconut.config.schema import DataConfig, Entry, Source
 from coconut.config.templates import check_path, parse_template
-
-_METHODS_WITHOUT_STEPS = ("no_cot", "pause")
-"""Methods whose training never shows a step, so that it does not matter whether there are any."""
 
 
 def check_fields(source: Source, path: str) -> None:
@@ -39,11 +37,12 @@ def check_train_steps(data: DataConfig, entries: Iterable[Entry]) -> None:
     if not maps or any(fields.steps is not None for fields in maps):
         return
     for entry in entries:
-        if entry.method not in _METHODS_WITHOUT_STEPS:
+        if find_method(entry.method).shows_steps:
+            others = [name for name, method in find_methods().items() if not method.shows_steps]
             raise ValueError(
                 f"data.train.fields.steps: none with format {data.train.format}, but curriculum.{entry.name} trains by"
                 f" method {entry.method}, which needs the steps of an example; name their field, or use the set as"
-                f" valid or test only, or methods {' and '.join(_METHODS_WITHOUT_STEPS)} only"
+                f" valid or test only, or methods {' and '.join(others)} only"
             )
 
 

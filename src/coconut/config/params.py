@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.maps import check_train_steps
-from coconut.config.rules import check_curriculum, check_data, check_entry_names, check_samples, check_set_names
+from coconut.config.methods import find_method, find_methods
+from coconut.config.rules import (
+    check_curriculum,
+    check_data,
+    check_entry_names,
+    check_reference,
+    check_samples,
+    check_set_names,
+)
 from coconut.config.schema import Entry, LatentConfig, Params, TrainConfig
 from coconut.config.strict import MISSING, check_keys, expect_mapping, parse, read_yaml
 
 _REQUIRED = ("parent", "method", "latent_stage", "epochs", "lr")
-_OPTIONAL = ("min_accuracy", "max_updates", "icot_tokens_per_epoch", "icot_smoothing", "icot_remove_all_at")
+_OPTIONAL = ("min_accuracy", "max_updates")
 _LATENT = tuple(field.name for field in dataclasses.fields(LatentConfig))
 _TRAIN = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
@@ -44,6 +52,7 @@ def parse_params(tree: Any) -> Params:
     check_samples(params.evaluate)
     check_set_names(params.evaluate, params.data.tests)
     check_train_steps(params.data, params.curriculum.values())
+    check_reference(params)
     return params
 
 
@@ -77,7 +86,11 @@ def _parse_entry(fields: Any, name: str, latent: LatentConfig, train: TrainConfi
     """Read an entry, which may hold any key of `latent` and `train` in place of the section's value."""
     path = f"curriculum.{name}"
     expect_mapping(fields, path)
-    check_keys(fields, [*_REQUIRED, *_OPTIONAL, *sorted(_LATENT), *sorted(_TRAIN)], path)
+    own = _method_keys(fields, path)
+    known = [*_REQUIRED, *_OPTIONAL, *own, *sorted(_LATENT), *sorted(_TRAIN)]
+    for key in [key for key in fields if key not in known]:
+        _refuse_key_of_another(key, fields["method"], path)
+    check_keys(fields, known, path)
     own_latent = dataclasses.asdict(latent) | {key: fields[key] for key in _LATENT if key in fields}
     own_train = dataclasses.asdict(train) | {key: fields[key] for key in _TRAIN if key in fields}
     tree = {
@@ -86,6 +99,24 @@ def _parse_entry(fields: Any, name: str, latent: LatentConfig, train: TrainConfi
         **{key: fields.get(key) for key in _OPTIONAL},
         "latent": parse(own_latent, LatentConfig, path),
         "train": parse(own_train, TrainConfig, path),
+        "keys": parse({key: fields[key] for key in own if key in fields}, find_method(fields["method"]).Keys, path),
     }
     entry: Entry = parse(tree, Entry, path)
     return entry
+
+
+def _method_keys(fields: Mapping[str, Any], path: str) -> list[str]:
+    """Return the names of the keys that an entry's method has of its own."""
+    method = parse(fields.get("method", MISSING), str, f"{path}.method")
+    try:
+        return [field.name for field in dataclasses.fields(find_method(method).Keys)]
+    except ValueError as error:
+        raise type(error)(f"{path}.{error}") from None
+
+
+def _refuse_key_of_another(key: Any, method: str, path: str) -> None:
+    owners = [
+        name for name, kind in find_methods().items() if key in (field.name for field in dataclasses.fields(kind.Keys))
+    ]
+    if owners:
+        raise ValueError(f"{path}.{key}: only for method {' or '.join(owners)}, found method {method}; take it out")

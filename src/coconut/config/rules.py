@@ -6,7 +6,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from coconut.config.maps import check_fields
-from coconut.config.schema import BASE, LATENT_METHODS, DataConfig, Entry, EvaluateConfig, Source
+from coconut.config.methods import build_method
+from coconut.config.schema import BASE, DataConfig, Entry, EvaluateConfig, Params, Source
 from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.thought import parse_thought
 
@@ -52,7 +53,7 @@ def check_curriculum(entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
         _check_lineage(entries, name)
         _check_thought(entry)
-        _check_icot(entry)
+        _check_method(entry)
         _check_stage(entry, None if entry.parent == BASE else entries[entry.parent])
 
 
@@ -73,31 +74,36 @@ def _check_thought(entry: Entry) -> None:
         raise ValueError(f"curriculum.{entry.name}.{error}") from None
 
 
-def _check_icot(entry: Entry) -> None:
-    path = f"curriculum.{entry.name}"
-    if entry.method != "icot":
-        keys = ("icot_tokens_per_epoch", "icot_smoothing", "icot_remove_all_at")
-        if given := [key for key in keys if getattr(entry, key) is not None]:
-            raise ValueError(f"{path}.{given[0]}: only for method icot, found method {entry.method}; take it out")
-        return
-    if entry.icot_tokens_per_epoch is None or entry.icot_smoothing is None:
-        raise ValueError(f"{path}: method icot needs icot_tokens_per_epoch and icot_smoothing; add both")
-    if entry.train.select != "last":
-        raise ValueError(
-            f"{path}.select: found {entry.train.select!r}, wanted 'last' with method icot,"
-            " whose early epochs are scored with more of the reasoning left"
-        )
+def _check_method(entry: Entry) -> None:
+    try:
+        build_method(entry).check(entry)
+    except ValueError as error:
+        raise ValueError(f"curriculum.{entry.name}.{error}") from None
 
 
 def _check_stage(entry: Entry, parent: Entry | None) -> None:
     path = f"curriculum.{entry.name}.latent_stage"
-    if entry.method not in LATENT_METHODS:
+    if not build_method(entry).has_stages:
         if entry.latent_stage != 0:
             raise ValueError(f"{path}: found {entry.latent_stage}, wanted 0 with method {entry.method}")
     elif parent is not None and entry.latent_stage < parent.latent_stage:
         raise ValueError(
             f"{path}: found {entry.latent_stage}, wanted at least {parent.latent_stage},"
             f" the stage of its parent {parent.name!r}"
+        )
+
+
+def check_reference(params: Params) -> None:
+    """Check that the entry that a page is to be about is one of the curriculum.
+
+    Raises:
+        ValueError: naming the entries.
+    """
+    reference = params.report.reference
+    if reference is not None and reference not in params.curriculum:
+        raise ValueError(
+            f"report.reference: found {shown(reference)}, wanted auto or an entry of the curriculum:"
+            f" {', '.join(params.curriculum)}{suggest(reference, list(params.curriculum))}"
         )
 
 

@@ -7,7 +7,7 @@ be None, the file holds a word such as `all`; `null` means the same.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from coconut.config.field_map import Fields
 from coconut.config.strict import MAX_COUNT, Range, Word
@@ -15,10 +15,6 @@ from coconut.layout import FURTHER_TESTS
 
 BASE = "base"
 """The parent of entries that start from the untouched model."""
-
-Method = Literal["cot", "no_cot", "coconut", "no_thoughts", "pause", "pause_as_thought", "icot"]
-LATENT_METHODS: tuple[str, ...] = ("coconut", "no_thoughts", "pause_as_thought")
-"""Methods for which `latent_stage` says how many reasoning steps are left out."""
 
 
 Count = Annotated[int, Range(1, MAX_COUNT)]
@@ -275,7 +271,8 @@ class Entry:
 
     name: str
     parent: str
-    method: Method
+    method: str
+    """The name of a module of `coconut.methods`."""
     latent_stage: Natural
     epochs: Count
     lr: NonNegative
@@ -283,14 +280,18 @@ class Entry:
     """Validation accuracy below which the stage fails, so that its children do not train."""
     max_updates: Count | None
     """The entry ends after so many updates, for arms that must have equal numbers of them."""
-    icot_tokens_per_epoch: Positive | None
-    """Reasoning tokens that each epoch removes (`icot` only)."""
-    icot_smoothing: Positive | None
-    """Rate of the exponential that removes some extra tokens (`icot` only); 4 in the original."""
-    icot_remove_all_at: Count | None
-    """Number of removed tokens at which all reasoning is removed (`icot` only); 39 in the original on GSM8K."""
     latent: LatentConfig
     train: TrainConfig
+    keys: Any
+    """The method's own keys, as its `Keys` holds them."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The section `report`: what the page is about."""
+
+    reference: Annotated[str | None, Word("auto")] = None
+    """The entry that the others are compared with; `auto` is the last one of the longest chain of a main method."""
 
 
 @dataclass(frozen=True)
@@ -341,5 +342,6 @@ class Params:
     train: TrainConfig
     evaluate: EvaluateConfig
     probe: ProbeConfig
+    report: ReportConfig
     runtime: RuntimeConfig
     curriculum: Mapping[str, Entry]

@@ -80,6 +80,8 @@ def parse(value: Any, kind: Any, path: str) -> Any:
         ValueError: naming the key, what was found and what was wanted.
     """
     _expect_value(value, path)
+    if kind is Any:
+        return value
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return _parse_union(value, kind, path)

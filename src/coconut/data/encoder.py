@@ -14,7 +14,6 @@ from loguru import logger
 
 from coconut.config.positions import num_positions
 from coconut.config.schema import LatentConfig
-from coconut.data.curriculum import ViewPlan, all_plans
 from coconut.data.documents import read_json_object
 from coconut.data.encoding import (
     EncodedExample,
@@ -25,6 +24,7 @@ from coconut.data.encoding import (
     write_texts,
 )
 from coconut.data.examples import Example, read_examples
+from coconut.data.layouts import Layout, common_layouts
 from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import longest_prompt, longest_view
 from coconut.data.writer import ROW_SCHEMA, SplitWriter
@@ -45,7 +45,7 @@ class Job:
 
     checkpoint_dir: str
     prompt: str
-    plans: Sequence[ViewPlan]
+    layouts: Sequence[Layout]
 
 
 def encode_splits(
@@ -72,7 +72,7 @@ def encode_splits(
     """
     sizes = [path.stat().st_size for path in examples_dir.rglob("*.jsonl")]
     check_free_space({output_dir: _BYTES_PER_CHARACTER * sum(sizes)})
-    job = Job(str(checkpoint_dir), prompt, all_plans(latent))
+    job = Job(str(checkpoint_dir), prompt, common_layouts(latent))
     max_tokens = _num_positions(checkpoint_dir)
     with writing(output_dir):
         _prepare(output_dir)
@@ -181,8 +181,8 @@ def _encode_rows(examples: Sequence[Example], indices: Sequence[int], job: Job) 
         "steps_ids": [row.steps_ids for row in encoded],
         "answer_ids": [row.answer_ids for row in encoded],
         "num_steps_tokens": [sum(map(len, row.steps_ids)) for row in encoded],
-        "num_view_tokens": [longest_view(row, job.plans) for row in encoded],
-        "num_prompt_tokens": [longest_prompt(row, job.plans) for row in encoded],
+        "num_view_tokens": [longest_view(row, job.layouts) for row in encoded],
+        "num_prompt_tokens": [longest_prompt(row, job.layouts) for row in encoded],
         "decoded_differs": [
             _without_space(found) != _without_space(wanted) for found, wanted in zip(decoded, whole_texts, strict=True)
         ],

@@ -4,6 +4,7 @@ An encoded example has three parts: question, steps, answer. Each is tokenised o
 cutting off steps does not change the ids of the rest.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -157,6 +158,48 @@ def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
 def answer_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the first id of the answer's mark, with which a text begins that says no step."""
     return tokenize_texts(tokenizer, [ANSWER_MARK])[0][:1]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def reword_answer(tokenizer: "PreTrainedTokenizerBase", answer_ids: tuple[int, ...], wording: str) -> list[int]:
+    """Write an encoded answer with another text in place of the answer's mark, `The answer is: 5` for `### 5`.
+
+    Returns:
+        Its ids, with the end-of-text token. The list is shared between calls.
+
+    Raises:
+        ValueError: The tokenizer does not know a word of the text.
+    """
+    *text_ids, eos_id = answer_ids
+    answer = _decode(tokenizer, text_ids).strip().removeprefix(ANSWER_MARK).strip()
+    text = f"{wording} {answer}"
+    ids = tokenize_texts(tokenizer, [text])[0]
+    if (word := find_unknown_word(tokenizer, ids, text)) is not None:
+        raise ValueError(
+            f"answer_wording: found {wording!r:.80}, but {word!r:.40} is unknown to the model's tokenizer, wanted words"
+            f" of its vocabulary, or {ANSWER_MARK!r}, which every vocabulary holds"
+        )
+    return [*ids, eos_id]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def count_opening(tokenizer: "PreTrainedTokenizerBase", answer_ids: tuple[int, ...], wording: str) -> int:
+    """Count the tokens of an encoded answer that stand before the first token of the answer's own text.
+
+    A token belongs to the answer's own text if it holds any of its characters; one that holds only the blank before
+    it does not. So the count is right for tokenizers that write the blank with the word, and for those that do not.
+    """
+    num_characters = len("".join(wording.split()))
+    for count in range(1, len(answer_ids)):
+        text = "".join(_decode(tokenizer, answer_ids[:count]).split())
+        if len(text) > num_characters:
+            return count - 1
+    return len(answer_ids) - 1
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def find_unknown_word(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> str | None:

@@ -75,6 +75,12 @@ class EncodedSet:
         columns = zip(*read, strict=True) if read else ([] for _ in FILE_SCHEMA)
         return {name: list(column) for name, column in zip(FILE_SCHEMA.names, columns, strict=True)}
 
+    def rows(self, rows: Sequence[int]) -> list[EncodedExample]:
+        """Return these examples, in this order."""
+        columns = self[list(rows)]
+        parts = [columns[name] for name in EncodedExample._fields]
+        return [EncodedExample(*values) for values in zip(*parts, strict=True)]
+
     def examples(self) -> Iterator[EncodedExample]:
         """Yield all examples in order."""
         for start in range(0, len(self), ROWS_AT_ONCE):

@@ -16,7 +16,6 @@ from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, EvaluateConfig, Params
 from coconut.data.examples import Example, read_examples
 from coconut.data.mapped import EncodedSet, load_encoded
-from coconut.data.views import MarkerIds
 from coconut.devices import (
     Stopwatch,
     build_accelerator,
@@ -42,6 +41,7 @@ from coconut.layout import (
     find_test_sets,
 )
 from coconut.logs import shows_progress
+from coconut.methods import WORDS
 from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
@@ -142,7 +142,7 @@ def _sample(
     evaluator: Evaluator, config: EvaluateConfig, dataset: EncodedSet, examples: Sequence[Example], title: str
 ) -> list[Samples]:
     sampling = Sampling(config.samples, config.temperature, config.thought_noise, config.noise_scale)
-    if not evaluator.plan.num_latents or evaluator.plan.slot == "pause":
+    if not evaluator.layout.num_latents or evaluator.layout.slot == "pause":
         sampling = replace(sampling, noise="none")  # There is no thought to draw.
     columns = dataset[range(len(dataset))]
     with _bar(f"{title} samples", len(dataset)) as bar:
@@ -184,24 +184,23 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
     seed = 0 if meta is None else None
     if meta is None:
         # The base model, which nobody has trained: it is asked to answer with a chain of thought.
-        meta = CheckpointMeta.of("cot", 0, params.latent, prompt=params.encode.prompt)
+        meta = CheckpointMeta.of(WORDS, 0, params.latent, prompt=params.encode.prompt)
     if meta.prompt != params.encode.prompt:
         raise ValueError(
             f"encode.prompt: found {params.encode.prompt}, wanted {meta.prompt}, by which {folder / META_FILE} says"
             " that the model was trained; set it so"
         )
-    plan, room = meta.plan(), num_positions(model)
-    if plan.num_latents >= room:
+    layout, room = meta.layout(), num_positions(model)
+    if layout.num_latents >= room:
         raise ValueError(
-            f"{folder / META_FILE}: found {plan.num_latents} thoughts, wanted fewer than the model's {room} positions;"
-            f" {RESTORE}"
+            f"{folder / META_FILE}: found {layout.num_latents} thoughts, wanted fewer than the model's {room} "
+            f" positions; {RESTORE}"
         )
     return Evaluator(
         model.eval(),
         load_feedback(folder, meta.thought, model, parallel_iterations=meta.parallel_iterations, seed=seed),
         tokenizer,
-        plan,
-        MarkerIds.of(tokenizer),
+        layout,
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
@@ -213,22 +212,22 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
 
 
 def summarise(outcomes: Sequence[Outcome], examples: Sequence[Example], evaluator: Evaluator) -> dict[str, Any]:
-    """Shares and means over the outcomes; `cot_match` is None where the plan leaves no step visible."""
-    plan = evaluator.plan
+    """Shares and means over the outcomes; `cot_match` is None where the layout leaves no step visible."""
+    layout = evaluator.layout
     num_right = sum(outcome.right for outcome in outcomes)
     low, high = wilson_interval(num_right, len(outcomes))
-    # A chain that icot has cut inside its steps is no gold text to compare with.
+    # A chain that is cut inside its steps is no gold text to compare with.
     visible = [
-        o for o in outcomes if not plan.num_dropped_tokens and len(examples[o.index].steps) > plan.num_dropped_steps
+        o for o in outcomes if not layout.num_dropped_tokens and len(examples[o.index].steps) > layout.num_dropped_steps
     ]
-    matches = [chain_matches(outcome, examples[outcome.index], plan) for outcome in visible]
+    matches = [chain_matches(outcome, examples[outcome.index], layout) for outcome in visible]
     return {
         "accuracy": _share(outcome.right for outcome in outcomes),
         "accuracy_low": low,
         "accuracy_high": high,
         "num_examples": len(outcomes),
         "generated_tokens": _share(outcome.num_generated_tokens for outcome in outcomes),
-        "thoughts": float(plan.num_latents),
+        "thoughts": float(layout.num_latents),
         "truncated_share": _share(outcome.truncated for outcome in outcomes),
         "no_answer_share": _share(outcome.answer is None for outcome in outcomes),
         "cot_match": _share(matches) if matches else None,

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.checkpoints.meta import AnswerRule
 from coconut.data.collator import collate
-from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import Example
+from coconut.data.layouts import Layout
 from coconut.data.mapped import EncodedSet
-from coconut.data.views import MarkerIds, View, build_prompt, build_view
+from coconut.data.views import MarkerIds, View, ViewWriter
 from coconut.devices import explain_failure, is_out_of_memory
 from coconut.evaluation.outcomes import Outcome, judge
 from coconut.evaluation.quantities import Tolerance
@@ -38,7 +39,7 @@ Edits = Callable[[Sequence[int]], Edit]
 
 @dataclass
 class Evaluator:
-    """A model, ready to be scored at one plan.
+    """A model, ready to be scored in one layout.
 
     The largest batch that fits is found by halving on out-of-memory; results do not depend on it.
     """
@@ -46,8 +47,7 @@ class Evaluator:
     model: PreTrainedModel
     feedback: Feedback
     tokenizer: PreTrainedTokenizerBase
-    plan: ViewPlan
-    markers: MarkerIds
+    layout: Layout
     max_new_tokens: int
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
@@ -64,6 +64,14 @@ class Evaluator:
     """Called before each batch; raises `Interrupted` to give up, here and in all other processes."""
     num_oom_retries: int = 0
     """In this process."""
+
+    @cached_property
+    def writer(self) -> ViewWriter:
+        return ViewWriter.of(self.tokenizer)
+
+    @property
+    def markers(self) -> MarkerIds:
+        return self.writer.markers
 
     @property
     def pad_id(self) -> int:
@@ -100,7 +108,7 @@ class Evaluator:
 
     def prompts(self, questions_ids: Sequence[Sequence[int]]) -> list[View]:
         """Lay out the prompts of encoded questions."""
-        return [build_prompt(ids, plan=self.plan, markers=self.markers) for ids in questions_ids]
+        return [self.writer.prompt(ids, self.layout) for ids in questions_ids]
 
     def sample(
         self,
@@ -149,7 +157,7 @@ class Evaluator:
 
     def open_slots(self, views: Sequence[View], edit: Edit | None = None) -> tuple[list[View], SlotFeedback]:
         """Return views in which every slot is fed, pause slots too, and the feedback of one batch of them."""
-        feeds_thoughts = self.plan.slot == "thought"
+        feeds_thoughts = self.layout.slot == "thought"
         inner = self.feedback if feeds_thoughts else pause_feedback(self.model, self.markers.latent)
         return [replace(view, num_thoughts=view.num_slots) for view in views], SlotFeedback(inner, edit)
 
@@ -171,8 +179,8 @@ class Evaluator:
 
     @torch.no_grad()
     def loss(self, dataset: EncodedSet) -> float:
-        """Return the mean loss in nats per supervised token over the rows whose gold view fits, at the plan's stage."""
-        views = [build_view(*example, plan=self.plan, markers=self.markers) for example in dataset.examples()]
+        """Return the mean loss in nats per supervised token of the rows whose gold view fits, in this layout."""
+        views = [self.writer.view(example, self.layout) for example in dataset.examples()]
         # The encode stage keeps rows for evaluation that fit without the gold chain of thought.
         views = [view for view in views if len(view.input_ids) <= num_positions(self.model)]
 

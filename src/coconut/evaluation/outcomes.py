@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 
 from coconut.checkpoints.meta import AnswerRule
-from coconut.data.curriculum import ViewPlan
 from coconut.data.examples import ANSWER_MARK, Example
+from coconut.data.layouts import Layout
 from coconut.evaluation.answers import extract_answer, extract_last_number, same_answer
 from coconut.evaluation.quantities import Tolerance
 from coconut.model.generation import Decoded
@@ -36,7 +36,14 @@ class Outcome:
 
 
 def read_answer(text: str, rule: AnswerRule) -> str | None:
-    """Find the answer where a model's rule says that it stands; None when there is none."""
+    """Find the answer where a model's rule says that it stands; None when there is none.
+
+    >>> read_answer("so 4 more. The answer is: 18", "after The answer is:")
+    '18'
+    """
+    if rule.startswith("after "):
+        _, found, answer = text.rpartition(rule.removeprefix("after "))
+        return extract_answer(f"{ANSWER_MARK}{answer}") if found else None
     return extract_answer(text) if rule == "marked" else extract_last_number(text)
 
 
@@ -58,7 +65,7 @@ def judge(
     )
 
 
-def chain_matches(outcome: Outcome, example: Example, plan: ViewPlan) -> bool:
+def chain_matches(outcome: Outcome, example: Example, layout: Layout) -> bool:
     """Say whether the generated chain of thought is the gold one, white space folded."""
-    found = outcome.text.rpartition(ANSWER_MARK)[0]
-    return found.split() == " ".join(example.steps[plan.num_dropped_steps :]).split()
+    found = outcome.text.rpartition(layout.wording)[0]
+    return found.split() == " ".join(example.steps[layout.num_dropped_steps :]).split()

@@ -31,6 +31,7 @@ def open_passes(
     *,
     num_further_columns: int = 0,
     keys_B: Tensor | None = None,
+    keeps_layers: bool = False,
 ) -> PlainPasses:
     """Make the passes over a batch.
 
@@ -42,6 +43,7 @@ def open_passes(
     Args:
         num_further_columns: room for tokens that are decoded after the batch.
         keys_B: of the rows' dropout; see `model/dropout.py`.
+        keeps_layers: keep the hidden states of all layers; see `PlainPasses`.
     """
     options = replace(options, thresholds=options.thresholds.on(batch.input_ids_BT.device.type))
     num_columns = batch.input_ids_BT.shape[1] + num_further_columns
@@ -54,6 +56,7 @@ def open_passes(
         batch,
         options,
         all_layers=feedback.needs_all_layers,
+        keeps_layers=keeps_layers,
         num_further_columns=num_further_columns,
         keys_B=keys_B,
     )

@@ -9,7 +9,7 @@ it, D hidden, V vocabulary.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +62,7 @@ class PlainPasses:
 
     Args:
         all_layers: return the hidden states of every layer, which some forms of thought read.
+        keeps_layers: keep them in `kept_layers`, for a loss that reads them.
         num_further_columns: room for tokens that are decoded after the batch.
         keys_B: of the rows' dropout (`model/dropout.py`); None for torch's own.
     """
@@ -73,10 +74,13 @@ class PlainPasses:
         options: PassOptions,
         *,
         all_layers: bool = False,
+        keeps_layers: bool = False,
         num_further_columns: int = 0,
         keys_B: Tensor | None = None,
     ) -> None:
-        self.model, self.options, self.all_layers = model, options, all_layers
+        self.model, self.options, self.all_layers = model, options, all_layers or keeps_layers
+        self.kept_layers: list[Sequence[Tensor]] | None = [] if keeps_layers else None
+        """Of each pass, the hidden states of all layers, B x S x D."""
         self.cache: Cache = DynamicCache(config=model.config)
         self.num_read = 0
         """Columns read so far."""
@@ -113,7 +117,14 @@ class PlainPasses:
         output = self._run(embeds_BSD, position_ids_BS, columns)
         assert self.cache.get_seq_length() == columns.stop, "the model dropped the key-value cache"
         self.num_read = columns.stop
+        if self.kept_layers is not None:
+            assert output.hidden_states is not None, "the model returned no hidden states"
+            self.kept_layers.append(output.hidden_states)
         return output
+
+    def states(self) -> list[Tensor]:
+        """Return the hidden states that were kept, B x T x D for each of the L + 1 states of a column."""
+        return [torch.cat(list(parts), dim=1) for parts in zip(*(self.kept_layers or []), strict=True)]
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the cache; decoding goes on with them.
@@ -128,7 +139,7 @@ class PlainPasses:
     def fork(self) -> "PlainPasses":
         """Return passes that read on from here without changing these."""
         twin = copy.copy(self)
-        twin.cache = copy_cache(self.cache)
+        twin.cache, twin.kept_layers = copy_cache(self.cache), None
         return twin
 
     def close(self) -> None:

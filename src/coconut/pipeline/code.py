@@ -24,10 +24,15 @@ def import_closure(script: str, root: Path) -> dict[str, bytes]:
     """The sources of a script and of all our modules that it may load, by path relative to `root`.
 
     Imports inside of functions count; those for annotations only (`if TYPE_CHECKING:`) do not. Ours is what lies in
-    `src/` or next to the script.
+    `src/` or next to the script; the script may itself be a module of ours.
     """
-    modules = _modules_in((root / script).parent) | _modules_in(root / "src")
-    to_read, sources = {Path(script).stem: root / script}, {}
+    path, home = root / script, root / "src"
+    modules = _modules_in(home)
+    if path.is_relative_to(home):
+        name = ".".join(path.relative_to(home).with_suffix("").parts)
+    else:
+        name, modules = path.stem, _modules_in(path.parent) | modules
+    to_read, sources = {name: path}, {}
     while to_read:
         name, path = to_read.popitem()
         if path.is_file():

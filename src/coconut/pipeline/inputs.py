@@ -9,12 +9,12 @@ modules that the stage's script may load, by what they do, so that an edited com
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from coconut.files import digest_path, sha256_of
 from coconut.pipeline.dvc_file import Stage, canonical, lookup, read_mapping, read_pipeline
-from coconut.pipeline.stage_code import code_file, digest_source, find_newer, stage_code
+from coconut.pipeline.stage_code import digest_source, find_newer, script_of, stage_code
 
 CANNOT_CHANGE_BYTES = ("min_accuracy",)
 """Keys of a curriculum entry that decide whether a stage passes, never what it computes."""
@@ -33,10 +33,8 @@ class StageInputs:
     root: Path
     digests: Mapping[str, str]
     """Of the command, the parameters and the files."""
-    sources: Mapping[str, bytes]
-    """The code, by path."""
-    code_file: str | None = None
-    """The file of digests that stands for the code in `dvc.yaml`."""
+    code: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """By the file of digests that stands for it in `dvc.yaml`: the code, by path."""
 
     @classmethod
     def read(cls, stage: str, root: Path | str = ".") -> "StageInputs":
@@ -68,13 +66,15 @@ class StageInputs:
 
     @classmethod
     def _of(cls, stage: Stage, root: Path) -> "StageInputs":
-        script = next((word for word in stage.cmd.split() if word.endswith(".py")), "")
-        stands_for_code = code_file(PurePath(script)).as_posix()
-        has_code = stands_for_code in stage.deps
+        scripts = {dep: script for dep in stage.deps if (script := script_of(dep)) is not None}
         digests = {"dvc.yaml: cmd": stage.cmd, **_digest_params(stage, root)}
-        digests |= {dep: _digest_dep(root, dep) for dep in stage.deps if dep != stands_for_code}
-        sources = stage_code(script, root) if has_code else {}
-        return cls(stage.name, root, digests, sources, stands_for_code if has_code else None)
+        digests |= {dep: _digest_dep(root, dep) for dep in stage.deps if dep not in scripts}
+        return cls(stage.name, root, digests, {dep: stage_code(script, root) for dep, script in scripts.items()})
+
+    @property
+    def sources(self) -> dict[str, bytes]:
+        """The code, by path."""
+        return {name: source for sources in self.code.values() for name, source in sources.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -101,16 +101,18 @@ class StageInputs:
         Raises:
             ValueError: naming the files.
         """
-        if self.code_file is None:
-            return
-        path = self.root / self.code_file
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file, wanted the digests of this stage's code; `dvc repro` writes it")
-        if newer := find_newer(path.read_text(encoding="utf-8", errors="replace"), self.sources):
-            raise ValueError(
-                f"{path}: written for other code than there is now ({', '.join(newer[:5])}"
-                f"{', ...' if len(newer) > 5 else ''}), so DVC would record that for this stage; run `dvc repro` again"
-            )
+        for code_file, sources in self.code.items():
+            path = self.root / code_file
+            if not path.is_file():
+                raise ValueError(
+                    f"{path}: no such file, wanted the digests of this stage's code; `dvc repro` writes it"
+                )
+            if newer := find_newer(path.read_text(encoding="utf-8", errors="replace"), sources):
+                raise ValueError(
+                    f"{path}: written for other code than there is now ({', '.join(newer[:5])}"
+                    f"{', ...' if len(newer) > 5 else ''}), so DVC would record that for this stage; run `dvc repro`"
+                    " again"
+                )
 
     def refuse_if_changed(self) -> None:
         """Raise when an input is no longer what it was: DVC would record the new one for the old result.

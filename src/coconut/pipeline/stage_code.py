@@ -4,6 +4,9 @@
 digest that ignores comments, docstrings and layout, and the path. The pipeline stage `code` writes it, and `train@...`
 depends on it alone. So an edit runs those stages again that load what was edited, and an edited comment runs none,
 which DVC by itself, with folders of code as dependencies, could not tell apart.
+
+A training method is loaded by its name, so that no script's imports show it. It has a file of digests of its own,
+`outputs/code/methods/<name>.txt`, on which the stages of its entries depend: an edited method runs those alone.
 """
 
 from collections.abc import Mapping
@@ -14,6 +17,7 @@ from coconut.layout import CODE_DIR
 from coconut.pipeline.code import digest_code, import_closure
 
 _PACKAGE = "src/coconut"
+_METHODS = f"{_PACKAGE}/methods"
 _CANNOT_CHANGE_BYTES = tuple(
     f"{_PACKAGE}/{name}"
     for name in ("__init__.py", "pipeline", "devices.py", "files.py", "layout.py", "logs.py", "tracking.py")
@@ -26,8 +30,29 @@ def code_file(script: PurePath) -> PurePath:
 
     >>> code_file(PurePath("stages/train.py")).as_posix()
     'outputs/code/train.txt'
+    >>> code_file(PurePath("src/coconut/methods/mine.py")).as_posix()
+    'outputs/code/methods/mine.txt'
     """
-    return PurePath(CODE_DIR, f"{script.stem}.txt")
+    folder = CODE_DIR / "methods" if script.parent == PurePath(_METHODS) else CODE_DIR
+    return PurePath(folder, f"{script.stem}.txt")
+
+
+def method_scripts(root: Path) -> list[str]:
+    """Return the files of all methods, relative to `root`."""
+    folder = root / _METHODS
+    return sorted(path.relative_to(root).as_posix() for path in folder.glob("*.py") if path.name[0] != "_")
+
+
+def script_of(code_file: str) -> str | None:
+    """Return the script that a file of digests is about, or None for any other file.
+
+    >>> script_of("outputs/code/train.txt"), script_of("outputs/code/methods/mine.txt"), script_of("data/examples")
+    ('stages/train.py', 'src/coconut/methods/mine.py', None)
+    """
+    path = PurePath(code_file)
+    if path.suffix != ".txt" or path.parent not in (CODE_DIR, CODE_DIR / "methods"):
+        return None
+    return f"{'stages' if path.parent == CODE_DIR else _METHODS}/{path.stem}.py"
 
 
 def stage_code(script: str, root: Path) -> dict[str, bytes]:

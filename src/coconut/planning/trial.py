@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from coconut.config.methods import build_method
 from coconut.config.schema import BASE, Entry, Params
-from coconut.data.curriculum import plan_view
 from coconut.data.examples import read_examples
 from coconut.data.mapped import load_encoded
+from coconut.data.views import reasoning_ids
 from coconut.devices import peak_memory_mb
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, find_test_sets
@@ -114,12 +115,14 @@ def _evaluator(trainer: Trainer, params: Params) -> Evaluator:
     """Return the entry's evaluator, which says as much as the longest gold text has tokens."""
     evaluator: Evaluator = trainer.validation.evaluator  # type: ignore[attr-defined]
     entry = trainer.entry
-    plan = plan_view(entry.method, entry.latent_stage, entry.latent)
+    layout = build_method(entry).layout(entry.latent_stage)
     lengths = [
-        sum(map(len, example.steps_ids[plan.num_dropped_steps :])) + len(example.answer_ids)
+        len(reasoning_ids(example.steps_ids, layout)) + len(example.answer_ids)
         for example in load_encoded(ENCODED_DIR, "valid").examples()
     ]
-    return replace(evaluator, plan=plan, max_new_tokens=min(params.evaluate.max_new_tokens, max(lengths, default=1)))
+    return replace(
+        evaluator, layout=layout, max_new_tokens=min(params.evaluate.max_new_tokens, max(lengths, default=1))
+    )
 
 
 def _seconds_per_row(evaluator: Evaluator) -> float:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from coconut.data.collator import Batch, collate
-from coconut.data.curriculum import ViewPlan
 from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example
-from coconut.data.views import IGNORED, View, build_prompt, build_view
+from coconut.data.layouts import Layout
+from coconut.data.views import IGNORED, View
 from coconut.evaluation.evaluator import Edits, Evaluator
 from coconut.evaluation.outcomes import Outcome, judge
 from coconut.model.batch import latent_columns
@@ -40,7 +40,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its plan, and test questions."""
+    """A model with its layout, and test questions."""
 
     evaluator: Evaluator
     examples: Sequence[Example]
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def num_slots(self) -> int:
-        return self.evaluator.plan.num_latents
+        return self.evaluator.layout.num_latents
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
@@ -90,7 +90,7 @@ class Subject:
     def score(self, *, num_thoughts: int | None = None, edits: Edits | None = None) -> list[float]:
         """Return the log probability, in nats, of the gold text that stays visible, in training's own path."""
         evaluator, scores = self.evaluator, []
-        views = [build_view(*row, plan=self._plan(num_thoughts), markers=evaluator.markers) for row in self.encoded]
+        views = [evaluator.writer.view(row, self._layout(num_thoughts)) for row in self.encoded]
         for places, batch, feedback in self._batches(views, edits):
             with self._reading(batch, feedback) as (passes, all_BTD):
                 hidden_BTD = all_BTD[:, :-1]
@@ -161,13 +161,13 @@ class Subject:
         ):
             yield passes, read_columns(passes, feedback, batch)
 
-    def _plan(self, num_thoughts: int | None) -> ViewPlan:
-        plan = self.evaluator.plan
-        return plan if num_thoughts is None else replace(plan, num_latents=num_thoughts)
+    def _layout(self, num_thoughts: int | None) -> Layout:
+        layout = self.evaluator.layout
+        return layout if num_thoughts is None else replace(layout, num_latents=num_thoughts)
 
     def _prompts(self, num_thoughts: int | None) -> list[View]:
-        plan, markers = self._plan(num_thoughts), self.evaluator.markers
-        return [build_prompt(row.question_ids, plan=plan, markers=markers) for row in self.encoded]
+        layout = self._layout(num_thoughts)
+        return [self.evaluator.writer.prompt(row.question_ids, layout) for row in self.encoded]
 
     def _batches(self, views: Sequence[View], edits: Edits | None) -> Iterator[tuple[list[int], Batch, SlotFeedback]]:
         """Yield the places of a batch's views, the batch, and the feedback that edits its slots."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coconut.training.objective import Cost
+from coconut.training.parts import Sums, add_sums, mean_loss, part_means
 
 MOST_POINTS = 400
 COLUMNS = ("update", "loss", "lr", "grad_norm")
@@ -15,15 +16,16 @@ COLUMNS = ("update", "loss", "lr", "grad_norm")
 class Curve:
     """The points of a training curve, at most `MOST_POINTS`; JSON in the resume state.
 
-    A point stands for `every` updates: the mean loss of their supervised tokens in nats, the rate of the last, and the
-    mean gradient norm before clipping.
+    A point stands for `every` updates: their mean loss (in nats a token, where it has no other part), the rate of the
+    last, and the mean gradient norm before clipping.
     """
 
     every: int = 1
     points: list[list[float]] = field(default_factory=list)
-    """Update, loss, rate, norm."""
-    nll: float = 0.0
-    num_tokens: int = 0
+    """Update, loss, rate, norm, and the mean of each part of the loss where it has several."""
+    names: list[str] = field(default_factory=list)
+    """Of these parts."""
+    sums: Sums = field(default_factory=dict)
     grad_norm: float = 0.0
     num_updates: int = 0
 
@@ -38,20 +40,25 @@ class Curve:
 
     def add(self, cost: Cost, *, update: int, num_updates: int, lr: float, grad_norm: float) -> None:
         """Take in one update, the `update`-th of `num_updates`."""
-        self.nll += cost.nll
-        self.num_tokens += cost.num_tokens
+        add_sums(self.sums, cost.parts)
         self.grad_norm += grad_norm
         self.num_updates += 1
         if self.num_updates == self.every or update == num_updates:
-            loss = self.nll / max(1, self.num_tokens)
-            self.points.append([update, loss, lr, self.grad_norm / self.num_updates])
-            self.nll, self.num_tokens, self.grad_norm, self.num_updates = 0.0, 0, 0.0, 0
+            means = part_means(self.sums)
+            self.names = list(means) if len(means) > 1 else []
+            parts = [means[name] for name in self.names]
+            self.points.append([update, mean_loss(self.sums), lr, self.grad_norm / self.num_updates, *parts])
+            self.sums, self.grad_norm, self.num_updates = {}, 0.0, 0
 
 
-def updates_csv(points: Sequence[Sequence[float]]) -> str:
-    """Write the text of `updates.csv`; numbers with the digits that name them exactly."""
+def updates_csv(points: Sequence[Sequence[float]], names: Sequence[str] = ()) -> str:
+    """Write the text of `updates.csv`; numbers with the digits that name them exactly.
+
+    Args:
+        names: of the parts of the loss that the points hold beside the loss itself.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, *names])
     writer.writerows(points)
     return text.getvalue()

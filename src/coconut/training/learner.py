@@ -13,6 +13,8 @@ from coconut.parts import is_part, like, local, whole
 from coconut.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
 Tensors = Mapping[str, Tensor]
+_THROWN_AWAY = "training."
+"""Begins the names of weights that no checkpoint holds."""
 
 
 class Learner:
@@ -20,10 +22,15 @@ class Learner:
 
     Args:
         feedback: its parameters are trained with the model's, under the prefix `feedback.`.
+        modules: what the method trains and throws away, under the prefix `training.`.
     """
 
-    def __init__(self, model: PreTrainedModel, feedback: Feedback, config: TrainConfig) -> None:
+    def __init__(
+        self, model: PreTrainedModel, feedback: Feedback, config: TrainConfig, modules: nn.Module | None = None
+    ) -> None:
         named = [*model.named_parameters(), *((f"feedback.{name}", p) for name, p in feedback.named_parameters())]
+        if modules is not None:
+            named += [(f"{_THROWN_AWAY}{name}", p) for name, p in modules.named_parameters()]
         self.parameters: dict[str, nn.Parameter] = dict(named)
         self.optimizer = build_optimizer(self.parameters, config)
         self.num_updates = 0
@@ -84,6 +91,10 @@ class Learner:
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, as it goes to the next entry or the resume state."""
         return optimizer_tensors(self.optimizer, self.parameters, num_updates=self.num_updates)
+
+    def inherited_moments(self) -> dict[str, Tensor]:
+        """Return what a child entry takes over: the moments of what the checkpoint holds."""
+        return {name: tensor for name, tensor in self.moments().items() if not name.startswith(_THROWN_AWAY)}
 
     def take_over(self, moments: Tensors, *, place: str = "resume state") -> None:
         """Continue with these moments, the parent's or a saved state's.

@@ -19,10 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from coconut.config.methods import MethodError, blaming_method, build_method
 from coconut.config.schema import Entry, RuntimeConfig
 from coconut.data.mapped import EncodedSet
-from coconut.data.views import MarkerIds, View
+from coconut.data.views import ViewWriter
 from coconut.devices import Stopwatch, explain_failure, machine_load, peers_of
+from coconut.methods import State
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions
 from coconut.peers import PeerLostError
@@ -34,7 +36,7 @@ from coconut.training.optimizer import learning_rate
 from coconut.training.outside import Outside, Stopped, Validation
 from coconut.training.position import Position, Score
 from coconut.training.progress import Progress, log_epoch, log_first_score
-from coconut.training.rows import ViewMaker, epoch_order, removes_more, split_updates
+from coconut.training.rows import RowMaker, TrainingRow, epoch_order, split_updates
 from coconut.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Trainer:
     model: PreTrainedModel
     feedback: Feedback
     dataset: EncodedSet
-    markers: MarkerIds
+    writer: ViewWriter
     pad_id: int
     seed: int
     runtime: RuntimeConfig
@@ -58,17 +60,22 @@ class Trainer:
     outside: Outside = field(default_factory=Outside)
     shards: "Shards | None" = None
     """The weights, where no process holds all of them."""
-    removed_before: int = 0
-    """Reasoning tokens that the parent had removed (`icot` only)."""
+    parent_state: State = field(default_factory=dict)
+    """In which the parent's training had left its method."""
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.model, self.feedback, self.entry.train)
-        self.schedule = Schedule(self.entry, len(self.dataset), self.removed_before)
+        self.method = build_method(self.entry)
+        with blaming_method(self.entry.method, "build its modules"):
+            modules = self.method.build_modules(self.model, self.seed)
+        if modules is not None:
+            modules = modules.to(self.model.device)
+        self.learner = Learner(self.model, self.feedback, self.entry.train, modules)
+        self.schedule = Schedule(self.entry, len(self.dataset), self.parent_state)
         self.position.curve = Curve.over(self.schedule.num_updates)
         self.peers = peers_of(self.accelerator)
         self._stops = self._saves = False
-        self.views = ViewMaker(self.dataset, self.entry, self.seed, self.markers, self.schedule)
+        self.rows = RowMaker(self.dataset, self.entry, self.seed, self.writer, self.schedule)
         micro = self.runtime.micro_batch
         self.objective = Objective(
             self.model,
@@ -76,6 +83,8 @@ class Trainer:
             self.accelerator,
             self.pad_id,
             micro_batch=self.entry.train.batch_size if micro == "auto" else micro,
+            method=self.method,
+            modules=modules,
             options=PassOptions(fast=self.runtime.fast, checkpoint_activations=self.runtime.checkpoint_activations),
             peers=self.peers,
             shards=self.shards,
@@ -127,10 +136,9 @@ class Trainer:
         torch.manual_seed(
             random.Random(f"dropout/{self.seed}/{self.entry.name}/{self.position.update}").getrandbits(63)
         )
-        views = self.views.of(rows, self.position.epoch, self.position.update)
-        if self.entry.train.reset_optimizer and removes_more(self.schedule, self.position.update, self.dataset, rows):
+        if self.entry.train.reset_optimizer and self._restarts_optimizer(rows):
             self.learner.optimizer.state.clear()
-        cost = self._accumulate(views, rows, next_rows)
+        cost = self._accumulate(self.rows.of(rows, self.position.epoch, self.position.update), rows, next_rows)
         self._refuse_unless_finite(cost, rows)
         lr = learning_rate(
             self.entry,
@@ -155,7 +163,7 @@ class Trainer:
         """
         try:
             with self.outside.interrupting():
-                return self.validation.score(self.schedule.num_removed_before(self.position.update))
+                return self.validation.score(self.schedule.state_at(self.position.update))
         except Interrupted:
             self._stop()
 
@@ -179,19 +187,24 @@ class Trainer:
         """Clip the gradient; prepare the next update before this one's numbers are asked for."""
         norm = self.learner.clip_gradients()
         if next_rows:
-            self.objective.prepare(self.views.of(next_rows, self.position.epoch, self.position.update + 1))
+            self.objective.prepare(self.rows.of(next_rows, self.position.epoch, self.position.update + 1))
         return norm
 
-    def _accumulate(self, views: list[View], rows: list[int], next_rows: Sequence[int]) -> Cost:
+    def _restarts_optimizer(self, rows: Sequence[int]) -> bool:
+        examples = (example for number in rows for example in self.dataset.rows([number]))
+        with blaming_method(self.entry.method, "say whether its optimizer begins anew"):
+            return self.method.restarts_optimizer(self.schedule.state_at(self.position.update), examples)
+
+    def _accumulate(self, shown: list[TrainingRow], rows: list[int], next_rows: Sequence[int]) -> Cost:
         try:
             cost = self.objective.accumulate(
-                views,
+                shown,
                 self.learner.parameters,
                 stops=self.peers.count > 1 and self.outside.should_stop(),
                 saves=self.shards is not None and self.outside.is_save_due(),
                 finish=partial(self._finish_gradient, next_rows),
             )
-        except PeerLostError:
+        except (PeerLostError, MethodError):
             self._save_alone()
             raise
         except (RuntimeError, IndexError) as error:
@@ -253,7 +266,7 @@ class Trainer:
             load=machine_load(),
         )
         log_epoch(row)
-        self.outside.track(dataclasses.asdict(row), row.update)
+        self.outside.track(self.position.history[-1], row.update)
 
     def _stop(self) -> NoReturn:
         self.save_state()

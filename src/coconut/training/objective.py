@@ -1,8 +1,13 @@
-"""The gradient of one update: the mean loss over every supervised token of all its micro-batches and processes."""
+"""The gradient of one update: what its method minimises, over all its micro-batches and processes.
+
+An update is read once for each of the method's readings, one after another; a reading is cut into micro-batches, and
+what one of them keeps of all rows can be read by those that follow.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -12,27 +17,32 @@ from loguru import logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from coconut.config.methods import blaming_method
 from coconut.data.collator import Batch, collate
 from coconut.data.views import View
 from coconut.devices import is_out_of_memory
+from coconut.methods import Part
+from coconut.model.choice import open_passes
 from coconut.model.dropout import draw_keys, has_dropout
 from coconut.model.feedback import Feedback
-from coconut.model.latent import latent_nll
+from coconut.model.latent import read_columns
 from coconut.model.passes import PassOptions
+from coconut.model.thoughts import SlotFeedback
 from coconut.peers import NoRoomError, Peers
+from coconut.training.parts import Sums, mean_loss
+from coconut.training.reading import Keeper, Reading, UpdateFacts
+from coconut.training.rows import TrainingRow
 
 if TYPE_CHECKING:
+    from coconut.methods import Method
     from coconut.training.sharding import Shards
 
 
 @dataclass
 class Cost:
-    """The parts of an update's loss. Counts are over all processes."""
+    """The parts of an update's loss. Sums and counts are over all processes."""
 
-    nll: float
-    """Summed over the supervised tokens."""
-    num_tokens: int
-    """Supervised tokens."""
+    parts: Sums
     num_columns: int
     """Columns computed, padding included."""
     num_padding: int
@@ -46,8 +56,8 @@ class Cost:
 
     @property
     def loss(self) -> float:
-        """Mean in nats per supervised token."""
-        return self.nll / max(1, self.num_tokens)
+        """What the update minimised."""
+        return mean_loss(self.parts)
 
 
 @dataclass
@@ -59,6 +69,9 @@ class Objective:
     accelerator: Accelerator
     pad_id: int
     micro_batch: int
+    method: "Method"
+    modules: nn.Module | None = None
+    """What the method trains beside the model."""
     options: PassOptions = field(default_factory=PassOptions)
     peers: Peers = field(default_factory=Peers)
     shards: "Shards | None" = None
@@ -67,26 +80,27 @@ class Objective:
     """Of all processes."""
 
     def __post_init__(self) -> None:
-        self._has_dropout = has_dropout(self.model)
-        self._prepared: tuple[Sequence[View], list[int], Batch] | None = None
+        self._has_dropout = has_dropout(self.model) or (self.modules is not None and has_dropout(self.modules))
+        self._prepared: tuple[Sequence[TrainingRow], list[int], Batch] | None = None
 
-    def prepare(self, views: Sequence[View]) -> None:
+    def prepare(self, rows: Sequence[TrainingRow]) -> None:
         """Lay out the first micro-batch of an update that is to come, while an accelerator works on this one."""
-        rows, _, num_passes = next(self._micro_batches(views))
-        self._prepared = views, rows, self._collate(views, rows, num_passes)
+        views = _views(rows, self.method.readings[0])
+        places, _, num_passes = next(self._micro_batches(views))
+        self._prepared = rows, places, self._collate(views, places, num_passes)
 
     def accumulate(
         self,
-        views: Sequence[View],
+        rows: Sequence[TrainingRow],
         parameters: Mapping[str, nn.Parameter],
         *,
         stops: bool = False,
         saves: bool = False,
         finish: Callable[[], Tensor] | None = None,
     ) -> Cost:
-        """Set `.grad` to the gradient of the mean loss over the views, and say what they cost.
+        """Set `.grad` to the gradient of the loss over the rows, and say what they cost.
 
-        Every process is given all views and takes its share of them. On out-of-memory the
+        Every process is given all rows and takes its share of them. On out-of-memory the
         micro-batch is halved and the same update is done again, so the result differs by rounding only.
         Dropout's masks belong to the row's place in the update, and come from torch's generator on the CPU,
         which must be in the same state in every process.
@@ -100,16 +114,18 @@ class Objective:
         Raises:
             PeerLostError: another process has ended.
             NoRoomError: memory ran out, and with shards this process cannot do the update again by itself.
+            MethodError: the method has failed in its own file.
         """
-        num_tokens = sum(view.num_supervised for view in views)
-        keys = draw_keys(len(views)) if self._has_dropout else None
+        readings = self.method.readings
+        num_tokens = {name: sum(view.num_supervised for view in _views(rows, name)) for name in readings}
+        keys = {name: draw_keys(len(rows)) for name in readings} if self._has_dropout else {}
         num_retries = 0
         while True:
             try:
-                nll, counts = self._accumulate_own(views, keys, num_tokens)
+                sums, counts = self._accumulate_own(rows, keys, UpdateFacts(len(rows), num_tokens))
                 break
             except RuntimeError as error:
-                num_rows = min(self.micro_batch, len(self.peers.own(len(views))))
+                num_rows = min(self.micro_batch, len(self.peers.own(len(rows))))
                 if num_rows <= 1 or not is_out_of_memory(error):
                     raise
                 if self.shards:
@@ -119,7 +135,8 @@ class Objective:
             self._halve(num_rows)
         told = [*counts, int(stops), int(saves), num_retries]
         if self.peers.count > 1:
-            told = self._sum_over_processes(parameters, nll, told)
+            sums = self._agree_on_parts(sums)
+            told = self._sum_over_processes(parameters, [part.total for part in sums.values()], told)
         num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = told
         if self.shards:
             self.shards.settle(has_thoughts=num_latents > 0)
@@ -127,43 +144,106 @@ class Objective:
             # One process wrote down what all of them have learned, and each goes on with what fits everywhere.
             self.num_oom_retries += num_retries
             self.micro_batch = min(self.peers.gather(self.micro_batch))
-        grad_norm = nll.new_zeros(()) if finish is None else finish()
-        loss, norm = torch.stack([nll, grad_norm.to(nll)]).tolist()
-        return Cost(loss, num_tokens, num_columns, num_padding, num_latents, num_stops > 0, num_saves > 0, norm)
+        device = self.accelerator.device
+        grad_norm = torch.zeros((), dtype=torch.float64, device=device) if finish is None else finish()
+        *totals, norm = torch.stack([*(part.total for part in sums.values()), grad_norm.to(torch.float64)]).tolist()
+        parts = {
+            name: (total, part.count, part.weight) for (name, part), total in zip(sums.items(), totals, strict=True)
+        }
+        return Cost(parts, num_columns, num_padding, num_latents, num_stops > 0, num_saves > 0, norm)
 
     def _accumulate_own(
-        self, views: Sequence[View], keys: Tensor | None, num_tokens: int
-    ) -> tuple[Tensor, tuple[int, int, int]]:
-        """Return the loss of this process's rows in nats, not yet asked for; and its columns, padding and latents."""
-        self.model.zero_grad(set_to_none=True)
-        self.feedback.zero_grad(set_to_none=True)
-        device = self.accelerator.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        self, rows: Sequence[TrainingRow], keys: Mapping[str, Tensor], facts: UpdateFacts
+    ) -> tuple[dict[str, Part], tuple[int, int, int]]:
+        """Return the loss of this process's rows, not yet asked for; and its columns, padding and latents."""
+        for module in filter(None, (self.model, self.feedback, self.modules)):
+            module.zero_grad(set_to_none=True)
+        sums: dict[str, Part] = {}
         num_columns = num_padding = num_latents = 0
         prepared, self._prepared = self._prepared, None
-        for rows, is_own, num_passes in self._micro_batches(views):
-            if prepared is not None and prepared[0] is views and prepared[1] == rows:
-                batch = prepared[2]
-            else:
-                batch = self._collate(views, rows, num_passes)
-            with self.accelerator.autocast():
-                nll = self._nll(batch.to(device), None if keys is None else keys[rows], num_passes)
-            # Without a row of its own, a process only joins the others in what they send.
-            self.accelerator.backward((nll if is_own else 0.0 * nll) / max(1, num_tokens))
-            if is_own:
-                total += nll.detach()
-                num_columns += batch.num_columns
-                num_padding += int((batch.attention_mask_BT == 0).sum())
-                num_latents += int(batch.is_latent_BT.sum())
-        return total, (num_columns, num_padding, num_latents)
+        for name in self.method.readings:
+            views, keeper = _views(rows, name), Keeper()
+            for places, is_own, num_passes in self._micro_batches(views):
+                if prepared is not None and prepared[0] is rows and prepared[1] == places and not num_columns:
+                    batch = prepared[2]
+                else:
+                    batch = self._collate(views, places, num_passes)
+                keys_B = keys[name][places] if keys else None
+                kept = keeper if is_own else Keeper()
+                with self.accelerator.autocast():
+                    loss, parts = self._read(name, rows, places, batch, keys_B, num_passes, facts, kept)
+                # Without a row of its own, a process only joins the others in what they send.
+                self.accelerator.backward(loss if is_own else 0.0 * loss)
+                if is_own:
+                    _add_parts(sums, parts)
+                    num_columns += batch.num_columns
+                    num_padding += int((batch.attention_mask_BT == 0).sum())
+                    num_latents += int(batch.is_latent_BT.sum())
+            if len(self.method.readings) > 1:
+                keeper.join(facts, self.peers)
+        return sums, (num_columns, num_padding, num_latents)
 
-    def _collate(self, views: Sequence[View], rows: Sequence[int], num_passes: int) -> Batch:
-        return collate([views[row] for row in rows], pad_id=self.pad_id, min_columns=num_passes)
+    def _read(
+        self,
+        name: str,
+        rows: Sequence[TrainingRow],
+        places: Sequence[int],
+        batch: Batch,
+        keys_B: Tensor | None,
+        num_passes: int,
+        facts: UpdateFacts,
+        keeper: Keeper,
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        """Read a micro-batch in one of the method's layouts; return its share of the update's loss, and the parts."""
+        on_device, method = batch.to(self.accelerator.device), self.method
+        found: dict[str, Part] = {}
 
-    def _nll(self, batch: Batch, keys_B: Tensor | None, num_passes: int) -> Tensor:
+        def read(options: PassOptions) -> Tensor:
+            passes = open_passes(
+                self.model,
+                on_device,
+                self.feedback,
+                options,
+                keys_B=keys_B,
+                keeps_layers=name in method.reads_layers,
+            )
+            feedback = SlotFeedback(self.feedback) if name in method.reads_thoughts else self.feedback
+            with closing(passes):
+                reading = Reading(
+                    name=name,
+                    places=places,
+                    views=[rows[place].views[name] for place in places],
+                    examples=[rows[place].example for place in places],
+                    batch=on_device,
+                    hidden_BTD=read_columns(passes, feedback, on_device),
+                    layers=passes.states(),
+                    fed=feedback.entered if isinstance(feedback, SlotFeedback) else (),
+                    passes=passes,
+                    modules=self.modules,
+                    facts=facts,
+                    keeper=keeper,
+                )
+                with blaming_method(self.method_name, "compute its loss"):
+                    found.update(method.loss(reading))
+            return torch.stack([_share(part) for part in found.values()]).sum()
+
         if self.shards:
-            return self.shards.nll(batch, self.options, keys_B, num_passes=num_passes)
-        return latent_nll(self.model, self.feedback, batch, self.options, keys_B=keys_B)[0]
+            return self.shards.run(read, self.options, num_passes=num_passes), found
+        return read(self.options), found
+
+    @property
+    def method_name(self) -> str:
+        return type(self.method).__module__.rpartition(".")[2]
+
+    def _collate(self, views: Sequence[View], places: Sequence[int], num_passes: int) -> Batch:
+        return collate([views[place] for place in places], pad_id=self.pad_id, min_columns=num_passes)
+
+    def _agree_on_parts(self, sums: dict[str, Part]) -> dict[str, Part]:
+        """Give every process the same parts in the same order; one without rows of its own has found none."""
+        described = self.peers.gather({name: [part.count, part.weight] for name, part in sums.items()})
+        names = {name: values for found in described for name, values in found.items()}
+        zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        return {name: sums.get(name) or Part(zero.clone(), *names[name]) for name in sorted(names)}
 
     def _micro_batches(self, views: Sequence[View]) -> Iterator[tuple[list[int], bool, int]]:
         """Go through the micro-batches of this process.
@@ -195,7 +275,7 @@ class Objective:
         logger.warning("out of memory with {} rows; redoing the update with {} at a time", num_rows, self.micro_batch)
 
     def _sum_over_processes(
-        self, parameters: Mapping[str, nn.Parameter], nll: Tensor, told: Sequence[int]
+        self, parameters: Mapping[str, nn.Parameter], totals: Sequence[Tensor], told: Sequence[int]
     ) -> list[int]:
         """Add up the gradients and the loss in place, and return the sums of what else the processes tell.
 
@@ -211,8 +291,24 @@ class Objective:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-        self.peers.sum_([nll, *gradients])
+        self.peers.sum_([*totals, *gradients])
         return sums[: len(told)]
+
+
+def _views(rows: Sequence[TrainingRow], reading: str) -> list[View]:
+    return [row.views[reading] for row in rows]
+
+
+def _share(part: Part) -> Tensor:
+    """Return what a part of a micro-batch adds to the loss of the update."""
+    mean = part.total / max(1, part.count)
+    return mean if part.weight == 1 else part.weight * mean
+
+
+def _add_parts(sums: dict[str, Part], parts: Mapping[str, Part]) -> None:
+    for name, part in parts.items():
+        total = part.total.detach().to(torch.float64)
+        sums[name] = replace(part, total=total + sums[name].total if name in sums else total)
 
 
 def check_finite(cost: Cost, *, place: str) -> None:
@@ -224,7 +320,7 @@ def check_finite(cost: Cost, *, place: str) -> None:
     Raises:
         ValueError: naming the place, and saying what to try.
     """
-    if not math.isfinite(cost.nll) or not math.isfinite(cost.grad_norm):
+    if not math.isfinite(cost.loss) or not math.isfinite(cost.grad_norm):
         raise ValueError(
             f"{place}: loss {cost.loss:g}, gradient norm {cost.grad_norm:g}, wanted finite numbers; nothing was updated"
             " and the last good state is kept. Try a lower lr, more train.warmup_updates, a train.max_grad_norm, or"

@@ -89,7 +89,7 @@ def write_outputs(
         OSError: if one of them cannot be written.
     """
     entry, position, schedule = trainer.entry, trainer.position, trainer.schedule
-    moments = {} if entry.train.reset_optimizer else trainer.learner.moments()
+    moments = {} if entry.train.reset_optimizer else trainer.learner.inherited_moments()
     model, thought = trainer.model, trainer.feedback.state_dict()
     if trainer.shards is not None:
         model, thought = trainer.shards.gather()
@@ -97,14 +97,7 @@ def write_outputs(
         give_parts(moments)
         return
     output_dir, weights_dir = OUTPUTS_DIR / entry.name, checkpoint_dir(entry.name)
-    meta = CheckpointMeta.of(
-        entry.method,
-        entry.latent_stage,
-        entry.latent,
-        prompt=prompt,
-        num_removed_tokens=schedule.num_removed_before(position.update),
-        num_removed_at_end=schedule.num_removed(position.update),
-    )
+    meta = CheckpointMeta.of_entry(entry, prompt=prompt, state=schedule.state_at(position.update))
     try:
         save_checkpoint(weights_dir, model, tokenizer, meta)
         save_thought(weights_dir, thought)
@@ -112,7 +105,7 @@ def write_outputs(
         replace_file(weights_dir / CARD_FILE, card)
         save_tensors(moments, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
-        replace_file(output_dir / "updates.csv", updates_csv(position.curve.points))
+        replace_file(output_dir / "updates.csv", updates_csv(position.curve.points, position.curve.names))
         replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions, peaks_mb), indent=2) + "\n")
     except OSError as error:
         raise OSError(

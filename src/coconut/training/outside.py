@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from coconut.methods import State
 from coconut.training.position import Score
 
 
@@ -20,11 +21,11 @@ class Validation(Protocol):
     def num_oom_retries(self) -> int:
         """Count how often it ran out of memory in this session."""
 
-    def score(self, num_removed_tokens: int) -> Score:
+    def score(self, state: State) -> Score:
         """Score the weights as they are now.
 
         Args:
-            num_removed_tokens: reasoning tokens that `icot` had removed in the last update.
+            state: of the entry's method; see `coconut.methods.Method.state_at`.
         """
 
 

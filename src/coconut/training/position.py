@@ -9,6 +9,7 @@ from typing import Any
 
 from coconut.training.curve import Curve
 from coconut.training.objective import Cost
+from coconut.training.parts import Sums, add_sums, mean_loss, part_means
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,10 @@ class Score:
 
 
 @dataclass
-class Sums:
+class EpochSums:
     """The sums over an epoch's updates, in their order."""
 
-    nll: float = 0.0
-    num_tokens: int = 0
+    parts: Sums = field(default_factory=dict)
     num_columns: int = 0
     num_padding: int = 0
     num_latents: int = 0
@@ -33,8 +33,7 @@ class Sums:
     seconds: float = 0.0
 
     def add(self, cost: Cost, *, grad_norm: float, seconds: float) -> None:
-        self.nll += cost.nll
-        self.num_tokens += cost.num_tokens
+        add_sums(self.parts, cost.parts)
         self.num_columns += cost.num_columns
         self.num_padding += cost.num_padding
         self.num_latents += cost.num_latents
@@ -44,8 +43,13 @@ class Sums:
 
     @property
     def loss(self) -> float:
-        """Mean in nats per supervised token."""
-        return self.nll / max(1, self.num_tokens)
+        """The mean of what the updates minimised."""
+        return mean_loss(self.parts)
+
+    @property
+    def named_parts(self) -> dict[str, float]:
+        """The mean of each part of the loss, by its name; empty where it is one."""
+        return part_means(self.parts) if len(self.parts) > 1 else {}
 
     @property
     def seconds_per_update(self) -> float:
@@ -92,7 +96,7 @@ class Position:
     epoch: int = 0
     update_in_epoch: int = 0
     update: int = 0
-    sums: Sums = field(default_factory=Sums)
+    sums: EpochSums = field(default_factory=EpochSums)
     curve: Curve = field(default_factory=Curve)
     history: list[dict[str, Any]] = field(default_factory=list)
     first: dict[str, float] | None = None
@@ -105,7 +109,7 @@ class Position:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Position":
-        return cls(**{**record, "sums": Sums(**record["sums"]), "curve": Curve(**record["curve"])})
+        return cls(**{**record, "sums": EpochSums(**record["sums"]), "curve": Curve(**record["curve"])})
 
     def advance(self, cost: Cost, *, num_updates: int, lr: float, grad_norm: float, seconds: float) -> None:
         """Count one update of the entry's `num_updates`."""
@@ -147,15 +151,21 @@ class Position:
             cpu_seconds=cpu_seconds,
             load=load,
         )
-        self.history.append(dataclasses.asdict(row))
-        self.epoch, self.update_in_epoch, self.sums = self.epoch + 1, 0, Sums()
+        self.history.append(
+            dataclasses.asdict(row) | {f"train_{name}": mean for name, mean in sums.named_parts.items()}
+        )
+        self.epoch, self.update_in_epoch, self.sums = self.epoch + 1, 0, EpochSums()
         return row
 
 
 def history_csv(history: Sequence[Mapping[str, Any]]) -> str:
     """The text of `history.csv`, one row per epoch; numbers with the digits that name them exactly."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(HistoryRow)], lineterminator="\n")
+    fields = [f.name for f in dataclasses.fields(HistoryRow)]
+    # The parts of the loss follow it, before the columns of times.
+    after = fields.index("train_loss") + 1
+    fields[after:after] = [name for name in (history[0] if history else {}) if name not in fields]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()

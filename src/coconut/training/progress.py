@@ -45,14 +45,19 @@ class Progress:
     def _report(self, position: Position) -> None:
         rate = self._bar.format_dict["rate"] or 1 / max(1e-9, position.sums.seconds_per_update)
         loss, eta_s = position.sums.loss, (self._total - position.update) / rate
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        parts = position.sums.named_parts
+        self._bar.set_postfix(
+            {"loss": f"{loss:.4f}"} | {name: f"{mean:.4f}" for name, mean in parts.items()}, refresh=False
+        )
         progress = {"update": position.update, "num_updates": self._total, "loss": loss, "eta_s": eta_s}
         self._outside.report(progress)
-        self._outside.track({"running_loss": loss, "lr": position.lr}, position.update)
+        running = {"running_loss": loss, "lr": position.lr} | {f"running_{name}": mean for name, mean in parts.items()}
+        self._outside.track(running, position.update)
         if self._bar.disable:
             logger.info(
-                "{}: update {update}/{num_updates} loss {loss:.4f} lr {lr:.2e} {ms:.0f} ms/update, {left} left",
+                "{}: update {update}/{num_updates} loss {loss:.4f}{parts} lr {lr:.2e} {ms:.0f} ms/update, {left} left",
                 self._entry_name,
+                parts="".join(f" {name} {mean:.4f}" for name, mean in parts.items()),
                 **progress,
                 lr=position.lr,
                 ms=1e3 * position.sums.seconds_per_update,

@@ -4,15 +4,17 @@ Every draw comes from a generator keyed by (seed, entry, epoch, example), never 
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from coconut.config.methods import blaming_method, build_method
 from coconut.config.schema import Entry
-from coconut.data.curriculum import draw_plan
+from coconut.data.encoding import EncodedExample
 from coconut.data.mapped import EncodedSet
-from coconut.data.views import MarkerIds, View, build_view
+from coconut.data.views import View, ViewWriter
+from coconut.methods import Row, State
 from coconut.training.schedule import Schedule
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
@@ -31,68 +33,60 @@ def split_updates(order: Order | Sequence[int], batch_size: int) -> Iterator[lis
         yield [int(row) for row in order[start : start + batch_size]]
 
 
-def training_views(
+class TrainingRow(NamedTuple):
+    """A training example as an update shows it."""
+
+    example: EncodedExample
+    views: Mapping[str, View]
+    """By the method's readings."""
+
+
+def training_rows(
     dataset: EncodedSet,
     rows: Sequence[int],
     *,
     entry: Entry,
     seed: int,
     epoch: int,
-    markers: MarkerIds,
-    num_removed_tokens: int = 0,
-) -> list[View]:
-    """The views of these rows of the encoded set in one epoch, in the order of `rows`.
+    writer: ViewWriter,
+    state: State | None = None,
+) -> list[TrainingRow]:
+    """Return these rows of the encoded set as an epoch shows them, in the order of `rows`.
 
     Args:
-        num_removed_tokens: of `icot`, at this update; see `coconut.data.curriculum.count_removed`.
+        state: of the entry's method before the update.
+
+    Raises:
+        MethodError: the method has failed in its own file.
     """
-    fields = dataset[list(rows)]
-    views = []
-    for row, question_ids, steps_ids, answer_ids in zip(
-        rows, fields["question_ids"], fields["steps_ids"], fields["answer_ids"], strict=True
-    ):
-        generator = random.Random(f"view/{seed}/{entry.name}/{epoch}/{row}")
-        plan = draw_plan(entry, len(steps_ids), generator, num_removed_tokens=num_removed_tokens)
-        views.append(build_view(question_ids, steps_ids, answer_ids, plan=plan, markers=markers))
-    return views
+    method, made = build_method(entry), []
+    for row, example in zip(rows, dataset.rows(rows), strict=True):
+        draw = random.Random(f"view/{seed}/{entry.name}/{epoch}/{row}")
+        with blaming_method(entry.method, "lay out a row"):
+            views = method.views(Row(example, draw, method.state_at(0, 1, {}) if state is None else state, writer))
+        made.append(TrainingRow(example, views))
+    return made
 
 
-class ViewMaker:
-    """Makes the views of a training's updates, and keeps those of the last one that was asked for."""
+class RowMaker:
+    """Makes the rows of a training's updates, and keeps those of the last one that was asked for."""
 
-    def __init__(self, dataset: EncodedSet, entry: Entry, seed: int, markers: MarkerIds, schedule: Schedule) -> None:
-        self.dataset, self.entry, self.seed, self.markers, self.schedule = dataset, entry, seed, markers, schedule
-        self._made: tuple[tuple[int, ...], list[View]] = (), []
+    def __init__(self, dataset: EncodedSet, entry: Entry, seed: int, writer: ViewWriter, schedule: Schedule) -> None:
+        self.dataset, self.entry, self.seed, self.writer, self.schedule = dataset, entry, seed, writer, schedule
+        self._made: tuple[tuple[int, ...], list[TrainingRow]] = (), []
 
-    def of(self, rows: Sequence[int], epoch: int, update: int) -> list[View]:
-        """Return the views of these rows in an update of an epoch; the same list where they were asked for last."""
+    def of(self, rows: Sequence[int], epoch: int, update: int) -> list[TrainingRow]:
+        """Return these rows in an update of an epoch; the same list where they were asked for last."""
         key = (epoch, update, *rows)
         if key != self._made[0]:
-            views = training_views(
+            made = training_rows(
                 self.dataset,
                 rows,
                 entry=self.entry,
                 seed=self.seed,
                 epoch=epoch,
-                markers=self.markers,
-                num_removed_tokens=self.schedule.num_removed(update),
+                writer=self.writer,
+                state=self.schedule.state_at(update),
             )
-            self._made = key, views
+            self._made = key, made
         return self._made[1]
-
-
-def longest_reasoning(dataset: EncodedSet, rows: Sequence[int]) -> int:
-    """Tokens of the longest chain of steps among these rows, nothing removed."""
-    return max((sum(map(len, steps_ids)) for steps_ids in dataset[list(rows)]["steps_ids"]), default=0)
-
-
-def removes_more(schedule: Schedule, update: int, dataset: EncodedSet, rows: Sequence[int]) -> bool:
-    """Say whether an update of `icot` is the first that removes more of what its rows still showed.
-
-    The optimiser then starts with fresh moments. The learning rate does not warm up again: at a few tokens per epoch
-    it would never be warm.
-
-    Source: Deng et al. 2024 (arXiv:2405.14838), section 3.
-    """
-    before = schedule.num_removed_before(update)
-    return schedule.num_removed(update) > before and longest_reasoning(dataset, rows) > before

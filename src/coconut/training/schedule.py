@@ -1,9 +1,10 @@
-"""What an entry does at which update: how many there are, and what `icot` has removed by then."""
+"""What an entry does at which update: how many there are, and the state of its method by then."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from coconut.config.methods import blaming_method, build_method
 from coconut.config.schema import Entry
-from coconut.data.curriculum import count_removed
+from coconut.methods import State
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,8 @@ class Schedule:
     entry: Entry
     num_rows: int
     """Of the training set."""
-    removed_before: int = 0
-    """Reasoning tokens that the parent had removed (`icot` only)."""
+    parent_state: State = field(default_factory=dict)
+    """In which the parent's training had left its method."""
 
     @property
     def updates_per_epoch(self) -> int:
@@ -31,12 +32,7 @@ class Schedule:
         """Epochs begun; the last one may be cut short by `max_updates`."""
         return -(-self.num_updates // self.updates_per_epoch)
 
-    def num_removed(self, update: int) -> int:
-        """Reasoning tokens that `icot` removes in this update."""
-        return count_removed(
-            self.entry, update=update, updates_per_epoch=self.updates_per_epoch, start=self.removed_before
-        )
-
-    def num_removed_before(self, update: int) -> int:
-        """Reasoning tokens that `icot` had removed in the update before this one: what the weights are trained for."""
-        return self.num_removed(max(0, update - 1))
+    def state_at(self, update: int) -> State:
+        """Return the state of the entry's method after so many updates."""
+        with blaming_method(self.entry.method, "say its state"):
+            return build_method(self.entry).state_at(update, self.updates_per_epoch, self.parent_state)

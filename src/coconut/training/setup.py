@@ -15,16 +15,18 @@ from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import load_checkpoint
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta, read_meta
 from coconut.checkpoints.tensors import RESTORE, read_tensors
+from coconut.config.methods import blaming_method, build_method
 from coconut.config.schema import BASE, Entry, Params
 from coconut.config.thought import check_layers, parse_thought
-from coconut.data.curriculum import entry_plans, plan_view
 from coconut.data.examples import Example, read_examples
+from coconut.data.layouts import Layout, common_layouts
 from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.tokenizer import load_tokenizer
-from coconut.data.views import MarkerIds, longest_prompt, longest_view
+from coconut.data.views import ViewWriter
 from coconut.devices import build_accelerator, compute_dtype_of, peers_of
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
+from coconut.methods import State
 from coconut.model.feedback import Feedback
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
@@ -58,8 +60,13 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
         model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device), dtype=dtype)
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{folder / META_FILE}: no such file, but {entry.parent} was trained; {RESTORE}")
-    check_curriculum(params, entry, model)
+    check_curriculum(params, entry, model, ViewWriter.of(tokenizer))
     trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta, shards)
+    if shards is not None and trainer.objective.modules is not None:
+        raise ValueError(
+            f"runtime.sharding: found {shards.kind} with method {entry.method}, which trains a module beside the model,"
+            " wanted none"
+        )
     if not entry.train.reset_optimizer:
         _take_over_moments(trainer.learner, entry)
     return trainer, tokenizer
@@ -75,13 +82,11 @@ def _build_trainer(
     shards: "Shards | None",
 ) -> Trainer:
     feedback = _load_feedback(params, entry, model, parent) if shards is None else shards.feedback
-    markers = MarkerIds.of(tokenizer)
     evaluator = Evaluator(
         model,
         feedback,
         tokenizer,
-        plan_view(entry.method, entry.latent_stage, entry.latent),
-        markers,
+        _layout(entry),
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
@@ -95,7 +100,7 @@ def _build_trainer(
         model=model,
         feedback=feedback,
         dataset=load_encoded(ENCODED_DIR, "train"),
-        markers=markers,
+        writer=evaluator.writer,
         pad_id=evaluator.pad_id,
         seed=params.seed,
         runtime=params.runtime,
@@ -108,7 +113,7 @@ def _build_trainer(
             shards,
         ),
         shards=shards,
-        removed_before=0 if parent is None else parent.num_removed_at_end,
+        parent_state={} if parent is None else parent.state,
     )
     evaluator.poll = trainer.poll
     return trainer
@@ -150,9 +155,15 @@ def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent:
     )
 
 
+def _layout(entry: Entry, state: State | None = None) -> Layout:
+    """Return the layout in which the entry's questions are asked."""
+    with blaming_method(entry.method, "lay out a question"):
+        return build_method(entry).layout(entry.latent_stage, state=state)
+
+
 @dataclass
 class EntryValidation:
-    """Loss and accuracy of the entry's view on the validation split."""
+    """Loss and accuracy of the entry's layout on the validation split."""
 
     entry: Entry
     evaluator: Evaluator
@@ -164,12 +175,9 @@ class EntryValidation:
     def num_oom_retries(self) -> int:
         return self.evaluator.num_oom_retries
 
-    def score(self, num_removed_tokens: int) -> Score:
-        model, entry = self.evaluator.model, self.entry
-        if entry.method == "icot":
-            self.evaluator.plan = plan_view(
-                entry.method, entry.latent_stage, entry.latent, num_removed_tokens=num_removed_tokens
-            )
+    def score(self, state: State) -> Score:
+        model = self.evaluator.model
+        self.evaluator.layout = _layout(self.entry, state)
         was_training = model.training
         model.eval()
         score = self._read() if self.shards is None else self.shards.read_whole(self._read)
@@ -193,7 +201,7 @@ def _take_over_moments(learner: Learner, entry: Entry) -> None:
         logger.warning("{}: empty, the parent kept no moments; the optimiser starts fresh", path)
 
 
-def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel) -> None:
+def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel, writer: ViewWriter) -> None:
     """Find out now, and not after hours of training, what this model cannot do for the curriculum.
 
     Raises:
@@ -206,17 +214,17 @@ def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel) -> No
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
     room = num_positions(model)
-    shared, own = params.latent, entry.latent
-    if all(getattr(own, name) == getattr(shared, name) for name in _SHAPE):
-        return  # The encode stage has left out what does not fit in the shape that all entries share.
-    plans = entry_plans(entry)
+    with blaming_method(entry.method, "say its layouts"):
+        layouts = build_method(entry).training_layouts()
+    if all(any(common.covers(layout) for common in common_layouts(params.latent)) for layout in layouts):
+        return  # The encode stage has left out what does not fit in the layouts that all entries share.
     for split in ("train", "valid"):
         examples = load_encoded(ENCODED_DIR, split).examples()
-        measure = longest_view if split == "train" else longest_prompt
-        length, place = max((measure(example, plans), place) for place, example in enumerate(examples))
+        lengths = (writer.longest(example, layouts, is_prompt=split != "train") for example in examples)
+        length, place = max((length, place) for place, length in enumerate(lengths))
         if length > room:
             raise ValueError(
-                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its {', '.join(_SHAPE)},"
-                f" wanted at most the model's {room} positions;"
-                " take fewer thoughts, or set them in `latent`, so that longer examples are left out"
+                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its"
+                f" {', '.join(_SHAPE)} and the keys of method {entry.method}, wanted at most the model's {room}"
+                " positions; take fewer thoughts, or set them in `latent`, so that longer examples are left out"
             )

@@ -29,9 +29,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.checkpoints.weights import quiet_transformers, read_config, weight_files
-from coconut.data.collator import Batch
 from coconut.model.feedback import Feedback
-from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.parts import like, local, whole
 from coconut.peers import Peers
@@ -90,21 +88,20 @@ class Shards:
             assert isinstance(step, FSDPModule), "fully_shard makes it one"
             step.set_reshard_after_backward(False)
 
-    def nll(self, batch: Batch, options: PassOptions, keys_B: Tensor | None, *, num_passes: int) -> Tensor:
-        """Return the loss of a micro-batch in nats, summed over its supervised tokens.
+    def run(self, read: Callable[[PassOptions], Tensor], options: PassOptions, *, num_passes: int) -> Tensor:
+        """Return the loss of a micro-batch, which `read` computes with the options that shards need.
 
         Args:
             num_passes: the most that any process needs for its micro-batch.
         """
         options = replace(options, fast=False, num_passes=num_passes if self._is_in_step else 0)
 
-        def read() -> Tensor:
-            nll, _ = latent_nll(self.model, self.feedback, batch, options, keys_B=keys_B)
+        def work() -> Tensor:
             # A process whose rows hold no thought sends zeros; `settle` takes out what none has reached.
             zeros = [0.0 * parameter.sum() for parameter in self.feedback.parameters()]
-            return torch.stack([nll, *zeros]).sum()
+            return torch.stack([read(options), *zeros]).sum()
 
-        loss: Tensor = self.step(read)
+        loss: Tensor = self.step(work)
         return loss
 
     def settle(self, *, has_thoughts: bool) -> None:

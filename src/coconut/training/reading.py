@@ -1,0 +1,130 @@
+"""What a method's loss is given: the rows of a micro-batch as the model has read them in one of their layouts.
+
+Legend: B rows of the micro-batch, U rows of the update, T columns, L + 1 states of a column (0 enters the first layer,
+L leaves the final norm), K slots, D hidden.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from coconut.data.collator import Batch
+from coconut.data.encoding import EncodedExample
+from coconut.data.views import View
+from coconut.methods import Part
+from coconut.model.latent import supervised_nll
+from coconut.model.passes import PlainPasses
+from coconut.peers import Peers
+
+
+@dataclass
+class UpdateFacts:
+    """What is known of a whole update: the same in every process, however it is cut."""
+
+    num_rows: int
+    num_tokens: Mapping[str, int]
+    """Supervised tokens, by reading."""
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    """What earlier readings have kept of all rows, U x ..., by name."""
+
+
+class Keeper:
+    """Collects what a reading keeps of its rows, and joins it over micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[int, Tensor]] = {}
+
+    def add(self, name: str, places: Sequence[int], values: Tensor) -> None:
+        """Keep one tensor for each of these rows of the update."""
+        self._rows.setdefault(name, {}).update(zip(places, values.detach().unbind(), strict=True))
+
+    def join(self, facts: UpdateFacts, peers: Peers) -> None:
+        """Put what was kept into the facts of the update, in the order of its rows.
+
+        Every process calls it at the same place.
+        """
+        # A process may have no row of its own, and must still take part in what the others send.
+        names = sorted({name for names in peers.gather(sorted(self._rows)) for name in names})
+        for name in names:
+            own = self._rows.get(name, {})
+            shapes = [shape for shape in peers.gather(list(next(iter(own.values())).shape) if own else None) if shape]
+            joined = torch.zeros(facts.num_rows, *shapes[0], device=peers.device)
+            if own:
+                joined[list(own)] = torch.stack(list(own.values())).to(joined)
+            peers.sum_([joined])  # Each row is one process's, and zero in the others.
+            facts.whole[name] = joined
+        self._rows.clear()
+
+
+@dataclass
+class Reading:
+    """The rows of a micro-batch, read in one layout, with gradients."""
+
+    name: str
+    """Which of the method's readings this is."""
+    places: Sequence[int]
+    """Of the rows in the update."""
+    views: Sequence[View]
+    examples: Sequence[EncodedExample]
+    batch: Batch
+    hidden_BTD: Tensor
+    """After the final norm; padded columns hold arbitrary finite values."""
+    layers: Sequence[Tensor]
+    """Hidden states of all columns, B x T x D for each of L + 1; empty where the method does not read layers."""
+    fed: Sequence[Tensor]
+    """What entered each slot, B x D for each of K; empty where the method does not read thoughts."""
+    passes: PlainPasses
+    modules: nn.Module | None
+    """What the method trains beside the model."""
+    facts: UpdateFacts
+    keeper: Keeper
+
+    # --- losses ---
+
+    def nll(self, weight: float = 1.0) -> Part:
+        """Return the next-token loss over the supervised columns: nats, a mean over the tokens of the update."""
+        nll, _ = supervised_nll(self.passes, self.hidden_BTD, self.batch)
+        return Part(nll, self.facts.num_tokens[self.name], weight)
+
+    def mean_over_rows(self, values_B: Tensor, weight: float = 1.0) -> Part:
+        """Return a loss of each row as a mean over the rows of the update."""
+        return Part(values_B.float().sum(), self.facts.num_rows, weight)
+
+    # --- what the model computed ---
+
+    def columns(self, name: str) -> Tensor:
+        """Return the place of a named column in each row of the batch, B."""
+        first_slot = max(view.prefix_length for view in self.views)
+        return torch.tensor(
+            [first_slot - view.prefix_length + view.columns[name] for view in self.views],
+            device=self.hidden_BTD.device,
+        )
+
+    def states_at(self, name: str) -> Tensor:
+        """Return the hidden states of all layers at a named column of each row, B x (L + 1) x D."""
+        assert self.layers, f"list {self.name!r} in reads_layers of the method, so that its layers are kept"
+        columns_B = self.columns(name)
+        rows_B = torch.arange(len(columns_B), device=columns_B.device)
+        return torch.stack([layer_BTD[rows_B, columns_B] for layer_BTD in self.layers], dim=1)
+
+    @property
+    def thoughts(self) -> Tensor:
+        """The vectors that were fed back, B x K x D, with gradients; all rows must have as many."""
+        assert self.fed, f"list {self.name!r} in reads_thoughts of the method, so that its thoughts are kept"
+        return torch.stack(list(self.fed), dim=1)
+
+    # --- from one reading of an update to the next ---
+
+    def keep(self, name: str, values: Tensor) -> None:
+        """Keep something of each row, B x ..., for the readings that follow in this update; without gradients."""
+        self.keeper.add(name, self.places, values)
+
+    def kept(self, name: str) -> Tensor:
+        """Return what an earlier reading kept of these rows, B x ...."""
+        return self.whole(name)[list(self.places)]
+
+    def whole(self, name: str) -> Tensor:
+        """Return what an earlier reading kept of all rows of the update, U x ..., those of other processes too."""
+        return self.facts.whole[name]
