@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from coconut.data.examples import Example
     from coconut.reasoner import Reasoner
     from coconut.solutions import Solution, Thinking, Thought
+    from coconut.training.method_check import check_method
 
 __version__ = "0.2.0"
-__all__ = ["Example", "Reasoner", "Solution", "Thinking", "Thought", "__version__"]
+__all__ = ["Example", "Reasoner", "Solution", "Thinking", "Thought", "__version__", "check_method"]
 
 _HOMES = {"Example": "coconut.data.examples", "Reasoner": "coconut.reasoner"} | dict.fromkeys(
     ("Solution", "Thinking", "Thought"), "coconut.solutions"
 )
+_HOMES["check_method"] = "coconut.training.method_check"
 
 
 def __getattr__(name: str) -> Any:

@@ -235,6 +235,23 @@ def submit(
     _end_with(lambda: run(words))
 
 
+@app.command("check-method")
+def check_method(
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="A file of src/coconut/methods, without .py.")],
+    keys: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the method; may be repeated.")
+    ] = None,
+) -> None:
+    """Prove on tiny weights what the pipeline relies on in a training method.
+
+    The same gradient for every cut of an update and for two processes, the same bytes after a resume, labels only
+    where a target is, no chance but the row's own, and the fast path like the plain one. It takes seconds.
+    """
+    from coconut.training.method_check import run
+
+    _end_with(lambda: run(name, keys or []))
+
+
 @app.command()
 def repair() -> None:
     """Repair what a killed dvc left behind.

@@ -25,11 +25,16 @@ class MethodError(ValueError):
     """A method's own code has failed; the message names its file and line."""
 
 
-def methods_dir() -> Path:
-    """Return the folder of the methods."""
+def _folders() -> list[str]:
+    """Return the folders of the methods; there is one, unless a program has put more into the package's path."""
     spec = find_spec(PACKAGE)
     assert spec is not None, "it is a package of ours"
-    return Path(next(iter(spec.submodule_search_locations or ())))
+    return list(spec.submodule_search_locations or ())
+
+
+def _file_of(name: str) -> Path:
+    paths = [Path(folder) / f"{name}.py" for folder in _folders()]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def method_names() -> list[str]:
@@ -38,7 +43,7 @@ def method_names() -> list[str]:
     >>> "coconut" in method_names()
     True
     """
-    return sorted(module.name for module in pkgutil.iter_modules([str(methods_dir())]) if module.name[0] != "_")
+    return sorted(module.name for module in pkgutil.iter_modules(_folders()) if module.name[0] != "_")
 
 
 @cache
@@ -53,7 +58,7 @@ def find_method(name: str) -> "type[Method]":
     if name not in names:
         raise ValueError(
             f"method: found {shown(name)}, wanted one of {', '.join(names)}{suggest(name, names)}; a new method is a"
-            f" file of this name in {_shown(methods_dir())}, see docs/methods.md"
+            f" file of this name in {_shown(Path(_folders()[0]))}, see docs/methods.md"
         )
     with blaming_method(name, "be imported"):
         module = importlib.import_module(f"{PACKAGE}.{name}")
@@ -65,8 +70,7 @@ def find_method(name: str) -> "type[Method]":
     ]
     if len(own) != 1:
         raise ValueError(
-            f"{_shown(methods_dir() / f'{name}.py')}: found {len(own)} classes derived from {PACKAGE}.Method, wanted"
-            " one"
+            f"{_shown(_file_of(name))}: found {len(own)} classes derived from {PACKAGE}.Method, wanted one"
         )
     found: type[Method] = own[0]
     return found
@@ -112,12 +116,12 @@ def blaming_method(name: str, task: str) -> Iterator[None]:
     except MethodError:
         raise
     except Exception as error:
-        line = _line_in(methods_dir() / f"{name}.py", error)
+        line = _line_in(_file_of(name), error)
         if line is None or "out of memory" in str(error).lower():
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise MethodError(
-            f"{_shown(methods_dir() / f'{name}.py')}:{line}: method {name} cannot {task}: {kind}"
+            f"{_shown(_file_of(name))}:{line}: method {name} cannot {task}: {kind}"
             f"{first_line(error)}; correct the file, and run `dvc repro` again"
         ) from error
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from coconut.training.reading import Reading
+    from coconut.model.thoughts import Edit
+    from coconut.training.reading import Draws, Reading
 
 Role = Literal["main", "words", "control"]
 State = Mapping[str, int]
@@ -101,6 +102,8 @@ class Method:
 
     role: ClassVar[Role] = "control"
     """`main`: its thoughts are what a page is about. `words`: it says its steps. `control`: it is compared with."""
+    example_keys: ClassVar[Mapping[str, Any]] = {}
+    """Values of keys without a default, with which `coconut check-method` tries the method."""
     paper_arm: ClassVar[str | None] = None
     """The row of table 1 of the Coconut paper that it stands for."""
     controls: ClassVar[Sequence[str]] = ()
@@ -122,6 +125,9 @@ class Method:
 
     def check(self, entry: Entry) -> None:
         """Raise a ValueError for values of an entry that do not go with this method; the message begins with a key."""
+
+    def check_model(self, num_layers: int) -> None:
+        """Raise a ValueError for values that no model of so many layers allows; the message begins with a key."""
 
     def build_modules(self, model: "PreTrainedModel", seed: int) -> "nn.Module | None":
         """Build what is trained with the model and thrown away with the training; no checkpoint holds it.
@@ -165,7 +171,17 @@ class Method:
         """Return where a text says its answer; see `coconut.evaluation.outcomes.read_answer`."""
         return "marked"
 
-    # --- what an update minimises ---
+    # --- how thoughts are made, and what an update minimises ---
+
+    def edit_thoughts(self, reading: str, draws: "Draws") -> "Edit | None":
+        """Return what turns the vectors that are about to enter a slot, B x D, into those that enter; None for nothing.
+
+        It is asked for each micro-batch while the model trains, not when questions are asked.
+
+        Args:
+            draws: the only source of chance.
+        """
+        return None
 
     def loss(self, reading: "Reading") -> Mapping[str, Part]:
         """Return the parts of the loss of a micro-batch in one of the readings, by name.

@@ -6,8 +6,9 @@ all of them from 39 on (GSM8K), and a fresh optimizer at every step of the count
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from coconut.config.schema import Count, Entry, Positive
 from coconut.data.encoding import EncodedExample
@@ -38,6 +39,7 @@ class StepwiseInternalisation(Method):
     """
 
     Keys = Keys
+    example_keys: ClassVar[Mapping[str, Any]] = {"icot_tokens_per_epoch": 4.0, "icot_smoothing": 4.0}
     state_names = (_SHOWN, _NEXT)
     paper_arm = "iCoT"
 

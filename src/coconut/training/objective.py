@@ -30,7 +30,7 @@ from coconut.model.passes import PassOptions
 from coconut.model.thoughts import SlotFeedback
 from coconut.peers import NoRoomError, Peers
 from coconut.training.parts import Sums, mean_loss
-from coconut.training.reading import Keeper, Reading, UpdateFacts
+from coconut.training.reading import Draws, Keeper, Reading, UpdateFacts
 from coconut.training.rows import TrainingRow
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Objective:
     """Of all processes."""
 
     def __post_init__(self) -> None:
-        self._has_dropout = has_dropout(self.model) or (self.modules is not None and has_dropout(self.modules))
+        self._has_dropout = has_dropout(self.model)
         self._prepared: tuple[Sequence[TrainingRow], list[int], Batch] | None = None
 
     def prepare(self, rows: Sequence[TrainingRow]) -> None:
@@ -207,7 +207,11 @@ class Objective:
                 keys_B=keys_B,
                 keeps_layers=name in method.reads_layers,
             )
-            feedback = SlotFeedback(self.feedback) if name in method.reads_thoughts else self.feedback
+            draws = Draws([rows[place].seed for place in places], on_device.input_ids_BT.device)
+            with blaming_method(self.method_name, "edit its thoughts"):
+                edit = method.edit_thoughts(name, draws)
+            is_watched = edit is not None or name in method.reads_thoughts
+            feedback = SlotFeedback(self.feedback, edit) if is_watched else self.feedback
             with closing(passes):
                 reading = Reading(
                     name=name,
@@ -222,6 +226,7 @@ class Objective:
                     modules=self.modules,
                     facts=facts,
                     keeper=keeper,
+                    draws=draws,
                 )
                 with blaming_method(self.method_name, "compute its loss"):
                     found.update(method.loss(reading))
@@ -243,7 +248,7 @@ class Objective:
         described = self.peers.gather({name: [part.count, part.weight] for name, part in sums.items()})
         names = {name: values for found in described for name, values in found.items()}
         zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        return {name: sums.get(name) or Part(zero.clone(), *names[name]) for name in sorted(names)}
+        return {name: sums.get(name) or Part(zero.clone(), *names[name]) for name in names}
 
     def _micro_batches(self, views: Sequence[View]) -> Iterator[tuple[list[int], bool, int]]:
         """Go through the micro-batches of this process.

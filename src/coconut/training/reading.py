@@ -4,6 +4,7 @@ Legend: B rows of the micro-batch, U rows of the update, T columns, L + 1 states
 L leaves the final norm), K slots, D hidden.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,27 @@ class Keeper:
         self._rows.clear()
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Chance for a loss and for thoughts: the same for a row however the update is cut, in whichever process."""
+
+    seeds: Sequence[int]
+    """One for each row of the micro-batch, a function of seed, entry, epoch and row."""
+    device: torch.device | str = "cpu"
+
+    def normal(self, purpose: object, *shape: int) -> Tensor:
+        """Draw from the standard normal distribution for each row, B x shape.
+
+        Args:
+            purpose: told apart from other draws by its text, the number of a slot say.
+        """
+        drawn = []
+        for seed in self.seeds:
+            generator = torch.Generator().manual_seed(random.Random(f"{seed}/{purpose}").getrandbits(63))
+            drawn.append(torch.randn(*shape, generator=generator))
+        return torch.stack(drawn).to(self.device)
+
+
 @dataclass
 class Reading:
     """The rows of a micro-batch, read in one layout, with gradients."""
@@ -80,6 +102,7 @@ class Reading:
     """What the method trains beside the model."""
     facts: UpdateFacts
     keeper: Keeper
+    draws: Draws
 
     # --- losses ---
 

@@ -39,6 +39,8 @@ class TrainingRow(NamedTuple):
     example: EncodedExample
     views: Mapping[str, View]
     """By the method's readings."""
+    seed: int
+    """Of what the method draws while the row is read."""
 
 
 def training_rows(
@@ -64,7 +66,7 @@ def training_rows(
         draw = random.Random(f"view/{seed}/{entry.name}/{epoch}/{row}")
         with blaming_method(entry.method, "lay out a row"):
             views = method.views(Row(example, draw, method.state_at(0, 1, {}) if state is None else state, writer))
-        made.append(TrainingRow(example, views))
+        made.append(TrainingRow(example, views, draw.getrandbits(63)))
     return made
 
 

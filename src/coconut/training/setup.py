@@ -211,6 +211,7 @@ def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel, write
     for name, other in params.curriculum.items():
         try:
             check_layers(other.latent.thought, config.num_hidden_layers)
+            build_method(other).check_model(config.num_hidden_layers)
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
     room = num_positions(model)
