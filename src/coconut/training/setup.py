@@ -39,8 +39,6 @@ from coconut.training.position import Score
 if TYPE_CHECKING:
     from coconut.training.sharding import Shards
 
-_SHAPE = ("c_thought", "max_latent_stage", "markers")
-
 
 def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBase]:
     """Everything that the training of an entry needs, from the files that other stages have left.
@@ -60,7 +58,7 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
         model, tokenizer, meta = load_checkpoint(folder, device=str(accelerator.device), dtype=dtype)
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{folder / META_FILE}: no such file, but {entry.parent} was trained; {RESTORE}")
-    check_curriculum(params, entry, model, ViewWriter.of(tokenizer))
+    check_curriculum(params, model, ViewWriter.of(tokenizer))
     trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta, shards)
     if shards is not None and trainer.objective.modules is not None:
         raise ValueError(
@@ -201,31 +199,38 @@ def _take_over_moments(learner: Learner, entry: Entry) -> None:
         logger.warning("{}: empty, the parent kept no moments; the optimiser starts fresh", path)
 
 
-def check_curriculum(params: Params, entry: Entry, model: PreTrainedModel, writer: ViewWriter) -> None:
+def check_curriculum(params: Params, model: PreTrainedModel, writer: ViewWriter) -> None:
     """Find out now, and not after hours of training, what this model cannot do for the curriculum.
 
     Raises:
-        ValueError: if any entry's thought is of a layer that the model lacks, or this entry's views do not fit.
+        ValueError: if any entry names a layer that the model lacks or words that its vocabulary lacks, or if its
+            rows have more columns than the model has positions.
     """
-    config = model.config.get_text_config()
-    for name, other in params.curriculum.items():
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for name, entry in params.curriculum.items():
         try:
-            check_layers(other.latent.thought, config.num_hidden_layers)
-            build_method(other).check_model(config.num_hidden_layers)
+            check_layers(entry.latent.thought, num_layers)
+            build_method(entry).check_model(num_layers)
+            _check_fits(params, entry, num_positions(model), writer)
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
-    room = num_positions(model)
+
+
+def _check_fits(params: Params, entry: Entry, room: int, writer: ViewWriter) -> None:
+    """Raise a ValueError unless all rows fit; the message begins with a key."""
     with blaming_method(entry.method, "say its layouts"):
         layouts = build_method(entry).training_layouts()
     if all(any(common.covers(layout) for common in common_layouts(params.latent)) for layout in layouts):
         return  # The encode stage has left out what does not fit in the layouts that all entries share.
     for split in ("train", "valid"):
-        examples = load_encoded(ENCODED_DIR, split).examples()
-        lengths = (writer.longest(example, layouts, is_prompt=split != "train") for example in examples)
+        dataset = load_encoded(ENCODED_DIR, split)
+        for layout in layouts:
+            writer.answer_ids(dataset.rows([0])[0], layout)
+        lengths = (writer.longest(example, layouts, is_prompt=split != "train") for example in dataset.examples())
         length, place = max((length, place) for place, length in enumerate(lengths))
         if length > room:
             raise ValueError(
-                f"curriculum.{entry.name}: row {place} of {split} takes {length} columns with its"
-                f" {', '.join(_SHAPE)} and the keys of method {entry.method}, wanted at most the model's {room}"
-                " positions; take fewer thoughts, or set them in `latent`, so that longer examples are left out"
+                f"method: row {place} of {split} takes {length} columns in a layout of method {entry.method}, wanted at"
+                f" most the model's {room} positions; take fewer thoughts (c_thought, max_latent_stage, num_thoughts),"
+                " or set these in the section `latent`, by which longer examples are left out"
             )
