@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -23,10 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import pretend_device
+from arms import make_method, rows_of, writer_of
 from coconut import Example, Reasoner
 from coconut.checkpoints.folder import save_checkpoint
+from coconut.config.methods import method_names
 from coconut.config.params import load_params
-from coconut.config.schema import Method
 from coconut.data import collator
 from coconut.data.collator import collate
 from coconut.data.tokenizer import build_word_tokenizer
@@ -91,9 +92,9 @@ def gradient(
     """One update's gradient as a vector on the CPU."""
     model = build_family(family, width).eval().to(device)  # No dropout: the device has none in attention.
     feedback = build_feedback(thought, model, parallel_iterations=rounds)
-    one = Objective(model, feedback, Device(device, is_bf16=is_bf16), 0, micro_batch=micro_batch, options=WAYS[way])  # type: ignore[arg-type]
+    one = Objective(model, feedback, Device(device, is_bf16=is_bf16), 0, micro_batch, make_method(), options=WAYS[way])  # type: ignore[arg-type]
     parameters = dict(model.named_parameters()) | {f"feedback.{n}": p for n, p in feedback.named_parameters()}
-    one.accumulate(make_views(num_thoughts=num_thoughts), parameters)
+    one.accumulate(rows_of(make_views(num_thoughts=num_thoughts)), parameters)
     return torch.cat([p.grad.flatten().cpu() for p in parameters.values() if p.grad is not None])
 
 
@@ -124,10 +125,10 @@ def bf16() -> dict[str, float]:
 def methods() -> dict[str, float]:
     """The gradient of an update of each method."""
     found = {}
-    for method in get_args(Method):
+    for method in method_names():
         both = []
         for device in (CPU, PRETEND):
-            trainer = make_trainer(device, method=method, icot_tokens_per_epoch=2.0 if method == "icot" else None)
+            trainer = make_trainer(device, method=method, latent_stage=0)
             trainer.update([0, 1, 2, 3])
             gradients = [p.grad for p in trainer.learner.parameters.values()]
             both.append(torch.cat([g.flatten().cpu() for g in gradients if g is not None]))
@@ -161,7 +162,7 @@ def make_trainer(
         model=model,
         feedback=build_feedback("projection", model, parallel_iterations=rounds),
         dataset=FakeSet(),
-        markers=MARKERS,
+        writer=writer_of(MARKERS),
         pad_id=0,
         seed=0,
         runtime=params.runtime,
@@ -282,9 +283,9 @@ def think(family: str, is_bf16: bool, num_layers: int, num_thoughts: int) -> int
     """Count the operations of an update with these thoughts."""
     model = deep(family, num_layers).to(PRETEND)
     device, feedback = Device(PRETEND, is_bf16=is_bf16), build_feedback("hidden[-1]", model)
-    one = Objective(model, feedback, device, 0, 99)  # type: ignore[arg-type]
+    one = Objective(model, feedback, device, 0, 99, make_method())  # type: ignore[arg-type]
     with pretend_device.counting() as counts:
-        one.accumulate(make_views(num_thoughts=num_thoughts), dict(model.named_parameters()))
+        one.accumulate(rows_of(make_views(num_thoughts=num_thoughts)), dict(model.named_parameters()))
     return counts["operations"]
 
 

@@ -21,13 +21,13 @@ from coconut.checkpoints.feedback import load_feedback, save_feedback
 from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.checkpoints.origin import prepare_base
+from coconut.config.methods import build_method
 from coconut.config.params import load_params
 from coconut.config.schema import Entry, Params
-from coconut.data.curriculum import plan_view
-from coconut.data.encoding import encode_example
+from coconut.data.encoding import EncodedExample, encode_example
 from coconut.data.examples import MARKERS, Example
 from coconut.data.tokenizer import build_word_tokenizer
-from coconut.data.views import MarkerIds, build_prompt
+from coconut.data.views import ViewWriter
 from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
 from coconut.training.loop import Trainer
@@ -120,14 +120,13 @@ class Encoded:
     """The examples, indexed as an `EncodedSet` is."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.rows = [encode_example(tokenizer, example) for example in EXAMPLES]
+        self.encoded = [encode_example(tokenizer, example) for example in EXAMPLES]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.encoded)
 
-    def __getitem__(self, rows: list[int]) -> dict[str, list[Any]]:
-        columns = zip(*(self.rows[row] for row in rows), strict=True)
-        return dict(zip(("question_ids", "steps_ids", "answer_ids"), columns, strict=True))
+    def rows(self, rows: list[int]) -> list[EncodedExample]:
+        return [self.encoded[row] for row in rows]
 
 
 def entry_of(params: Params, **latent: Any) -> Entry:
@@ -148,7 +147,7 @@ def build_trainer(params: Params, entry: Entry, base: Path) -> tuple[Trainer, An
         model=model,
         feedback=load_feedback(base, entry.latent.thought, model, seed=0),
         dataset=Encoded(tokenizer),
-        markers=MarkerIds(*tokenizer.convert_tokens_to_ids(list(MARKERS))),
+        writer=ViewWriter.of(tokenizer),
         pad_id=0,
         seed=0,
         runtime=params.runtime,
@@ -202,13 +201,12 @@ def test_a_model_of_this_kind_is_prepared_trained_saved_and_asked(
         model,
         trainer.feedback,
         tokenizer,
-        plan_view(entry.method, entry.latent_stage, entry.latent),
-        trainer.markers,
+        build_method(entry).layout(entry.latent_stage),
         max_new_tokens=8,
         batch_size=1,
     )
     ids = [encode_example(tokenizer, example).question_ids for example in EXAMPLES]
-    alone = evaluator.decode([build_prompt(row, plan=evaluator.plan, markers=trainer.markers) for row in ids])
+    alone = evaluator.decode(evaluator.prompts(ids))
     texts = [tokenizer.decode(row.ids, skip_special_tokens=True) for row in alone]
     assert [solution.text for solution in solutions] == texts
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")

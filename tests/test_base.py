@@ -349,10 +349,13 @@ def test_saving_below_a_file_names_the_folder_and_the_cure(tiny_gpt2, tmp_path):
         ("{", "coconut.json: found no usable JSON"),
         ("[]", "coconut.json: found list, wanted a JSON object"),
         ('{"method": "coconut"}', "coconut.json: found .'method'., wanted exactly the keys"),
-        (json.dumps({**META.__dict__, "extra": 1}), "wanted exactly the keys"),
-        (json.dumps({**META.__dict__, "c_thought": "1"}), "c_thought: found '1' .text., wanted a whole number"),
-        (json.dumps({**META.__dict__, "c_thought": True}), "c_thought: found True .true/false., wanted a whole number"),
-        (json.dumps({**META.__dict__, "markers": 1}), "markers: found 1 .a number., wanted true or false"),
+        (json.dumps({**META.to_json(), "extra": 1}), "wanted exactly the keys"),
+        (json.dumps({**META.to_json(), "c_thought": "1"}), "c_thought: found '1' .text., wanted a whole number"),
+        (
+            json.dumps({**META.to_json(), "c_thought": True}),
+            "c_thought: found True .true/false., wanted a whole number",
+        ),
+        (json.dumps({**META.to_json(), "markers": 1}), "markers: found 1 .a number., wanted true or false"),
     ],
 )
 def test_a_damaged_coconut_json_is_named(text, message, tiny_gpt2, tmp_path):

@@ -22,6 +22,7 @@ SUBCOMMANDS = [
     "push",
     "prune",
     "submit",
+    "check-method",
     "repair",
 ]
 ROOT = Path(__file__).parents[1]

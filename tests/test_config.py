@@ -53,7 +53,7 @@ def test_a_number_is_a_number_however_it_is_written(tree: dict[str, Any], writte
         ("train.precision", "fp16", "train.precision: found 'fp16', wanted one of fp32, tf32, bf16, bf16-weights"),
         ("train.weight_decay", "nan", "train.weight_decay: found 'nan' \\(text\\), wanted a finite number"),
         ("curriculum.cot.lr", "fast", "curriculum.cot.lr: found 'fast' \\(text\\), wanted a finite number"),
-        ("curriculum.cot.method", "cott", "curriculum.cot.method: found 'cott', wanted one of cot, no_cot, coconut"),
+        ("curriculum.cot.method", "cott", "curriculum.cot.method: found 'cott', wanted one of coconut, codi, cot"),
         (
             "curriculum.latent_1.parent",
             "nobody",

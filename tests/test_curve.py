@@ -12,7 +12,7 @@ from coconut.training.objective import Cost
 
 
 def cost(nll: float, num_tokens: int) -> Cost:
-    return Cost(nll=nll, num_tokens=num_tokens, num_columns=0, num_padding=0, num_latents=0)
+    return Cost({"nll": (nll, num_tokens, 1.0)}, num_columns=0, num_padding=0, num_latents=0)
 
 
 @given(

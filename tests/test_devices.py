@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from arms import make_method, rows_of
 from coconut.config.params import load_params
 from coconut.devices import build_accelerator, evaluation_precision, is_out_of_memory
 from coconut.model.feedback import build_feedback
@@ -76,8 +77,8 @@ def test_nothing_that_an_update_does_lacks_a_deterministic_algorithm(family: str
     for is_asked in (False, True):
         accelerator = build_accelerator(dataclasses.replace(RUNTIME, deterministic=is_asked), "fp32")
         model = build_family(family, 256, tie_word_embeddings=True)
-        one = Objective(model, build_feedback("hidden[-1]", model), accelerator, 0, 2)
-        one.accumulate(make_views(num_thoughts=2), dict(model.named_parameters()))
+        one = Objective(model, build_feedback("hidden[-1]", model), accelerator, 0, 2, make_method())
+        one.accumulate(rows_of(make_views(num_thoughts=2)), dict(model.named_parameters()))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     build_accelerator(RUNTIME, "fp32")
     assert torch.equal(*gradients)

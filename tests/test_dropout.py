@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from arms import make_method, rows_of
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
 from coconut.model.dropout import RowDropout, draw_keys, has_dropout
@@ -82,8 +83,8 @@ def test_an_updates_gradient_does_not_depend_on_micro_batches(micro_batch: int) 
 
     def accumulate(size: int) -> Tensor:
         torch.manual_seed(3)
-        objective = Objective(model, Feedback(), Accelerator(cpu=True), 0, size)
-        objective.accumulate(make_views(), dict(model.named_parameters()))
+        objective = Objective(model, Feedback(), Accelerator(cpu=True), 0, size, make_method())
+        objective.accumulate(rows_of(make_views()), dict(model.named_parameters()))
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     assert difference(accumulate(micro_batch), accumulate(6)) < 1e-5

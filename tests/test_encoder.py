@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from coconut.config.schema import LatentConfig
 from coconut.data import encoder
-from coconut.data.curriculum import all_plans
 from coconut.data.encoder import encode_splits
 from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example, write_examples
+from coconut.data.layouts import common_layouts
 from coconut.data.mapped import load_encoded
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import longest_view
@@ -202,7 +202,7 @@ ROW = EncodedExample([0] * 10, [[0] * 5, [0], [0] * 4], [0] * 3)
 )
 def test_the_longest_view_is_over_all_stages(c_thought, max_latent_stage, markers, num_tokens):
     latent = replace(LATENT, c_thought=c_thought, max_latent_stage=max_latent_stage, markers=markers)
-    assert longest_view(ROW, all_plans(latent)) == num_tokens
+    assert longest_view(ROW, common_layouts(latent)) == num_tokens
 
 
 def test_examples_that_do_not_fit_are_left_out_counted_and_named(encode, tmp_path, log_lines):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from coconut.data.curriculum import ALL_STEPS, ViewPlan
+from arms import writer_of
 from coconut.data.examples import Example
+from coconut.data.layouts import ALL_STEPS, Layout
 from coconut.evaluation.entry import summarise
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import Outcome, chain_matches, judge
@@ -27,8 +28,10 @@ class PlainTokenizer:
 
 
 def make_evaluator(model: PreTrainedModel, *, batch_size: int = 4, num_latents: int = 2) -> Evaluator:
-    plan = ViewPlan(0, num_latents)
-    return Evaluator(model, Feedback(), PlainTokenizer(), plan, MARKERS, max_new_tokens=8, batch_size=batch_size)  # type: ignore[arg-type]
+    layout = Layout(0, num_latents)
+    evaluator = Evaluator(model, Feedback(), PlainTokenizer(), layout, max_new_tokens=8, batch_size=batch_size)  # type: ignore[arg-type]
+    evaluator.writer = writer_of(MARKERS)
+    return evaluator
 
 
 def refuse_more_rows_than(model: PreTrainedModel, num_rows: int) -> None:
@@ -103,7 +106,7 @@ def test_an_outcome_holds_the_extracted_answer_and_whether_it_is_right(
     ],
 )
 def test_a_chain_matches_only_the_steps_that_the_plan_leaves(text: str, num_dropped: int, matches: bool) -> None:
-    assert chain_matches(outcome(text), Example("q", ["0", "6", "9"], "9"), ViewPlan(num_dropped, 0)) is matches
+    assert chain_matches(outcome(text), Example("q", ["0", "6", "9"], "9"), Layout(num_dropped, 0)) is matches
 
 
 def test_metrics_are_shares_and_means_and_no_chain_is_compared_where_none_is_visible(
@@ -120,7 +123,7 @@ def test_metrics_are_shares_and_means_and_no_chain_is_compared_where_none_is_vis
     assert found["truncated_share"] == 0.25
     assert found["no_answer_share"] == 0.25
     assert found["cot_match"] == 0.5
-    evaluator.plan = ViewPlan(ALL_STEPS, 3)
+    evaluator.layout = Layout(ALL_STEPS, 3)
     assert summarise(outcomes, examples, evaluator)["cot_match"] is None
 
 

@@ -15,7 +15,7 @@ from coconut.checkpoints.folder import load_model
 from coconut.config.params import parse_params
 from coconut.config.thought import FORMS, find_layer, parse_thought
 from coconut.data.collator import collate
-from coconut.data.curriculum import ViewPlan
+from coconut.data.layouts import Layout
 from coconut.data.views import IGNORED, MarkerIds, View, build_prompt, build_view
 from coconut.model.feedback import Feedback, Projection, States, build_feedback, find_final_norm, suppressed
 from coconut.model.generation import generate
@@ -110,7 +110,7 @@ def make_views(num_latents: tuple[int, ...] = (3, 1, 2)) -> list[View]:
     questions = ([5, 9, 33], [7, 8, 21, 40, 11], [50])
     steps = ([12, 13], [14])
     return [
-        build_view(question, steps, [20 + n, EOS_ID], plan=ViewPlan(row % 2, n), markers=MARKERS)
+        build_view(question, steps, [20 + n, EOS_ID], layout=Layout(row % 2, n), markers=MARKERS)
         for row, (question, n) in enumerate(zip(questions, num_latents, strict=True))
     ]
 
@@ -145,8 +145,8 @@ def test_a_form_equals_its_definition_in_loss_and_gradients(family: str, thought
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
 def test_a_form_generates_what_its_definition_generates(family: str, thought: str) -> None:
     model = build_tiny_model(family)
-    plan = ViewPlan(0, 3)
-    prompts = [build_prompt(question, plan=plan, markers=MARKERS) for question in ([5, 9, 33], [7], [8, 2, 40, 11])]
+    layout = Layout(0, 3)
+    prompts = [build_prompt(question, layout=layout, markers=MARKERS) for question in ([5, 9, 33], [7], [8, 2, 40, 11])]
     batch = collate(prompts, pad_id=0)
     feedback = build_feedback(thought, model)
     rows = generate(model, feedback, batch, eos_ids=[999], max_new_tokens=8)

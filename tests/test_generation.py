@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import oracle
 from coconut.data.collator import collate
-from coconut.data.curriculum import ViewPlan
+from coconut.data.layouts import Layout
 from coconut.data.views import MarkerIds, View, build_prompt
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
@@ -21,9 +21,9 @@ EOS_ID = 1
 
 def make_prompts(num_latents: int, lengths: tuple[int, ...], *, markers: bool = False, seed: int = 0) -> list[View]:
     generator = torch.Generator().manual_seed(seed)
-    plan = ViewPlan(0, num_latents, markers=markers)
+    layout = Layout(0, num_latents, markers=markers)
     questions = [torch.randint(2, 60, (length,), generator=generator).tolist() for length in lengths]
-    return [build_prompt(question, plan=plan, markers=MARKERS) for question in questions]
+    return [build_prompt(question, layout=layout, markers=MARKERS) for question in questions]
 
 
 def decode(

@@ -29,7 +29,7 @@ def test_the_first_update_has_its_known_numbers(micro_batch: str | int) -> None:
     assert sums.grad_norm == pytest.approx(GRADIENT_NORM, rel=1e-4)
     # Row 2 is a token of several rows; Adam's first step moves each weight by lr, whatever its gradient's size.
     assert weight[2, :4].tolist() == pytest.approx(FIRST_WEIGHTS, abs=1e-4)
-    assert (sums.num_tokens, sums.num_latents) == (33, 17)
+    assert (sums.parts["nll"][1], sums.num_latents) == (33, 17)
 
 
 def test_the_numbers_depend_on_the_update() -> None:

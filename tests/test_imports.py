@@ -17,6 +17,7 @@ LAYERS = (
     ("pipeline", "tracking"),
     ("data",),
     ("model",),
+    ("methods",),
     ("checkpoints",),
     ("evaluation",),
     ("training", "probing"),

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import oracle
 from coconut.data.collator import Batch, collate
-from coconut.data.curriculum import ViewPlan
+from coconut.data.layouts import Layout
 from coconut.data.views import IGNORED, MarkerIds, View, build_view
 from coconut.model.choice import open_passes
 from coconut.model.fast.passes import StorePasses
@@ -40,7 +40,7 @@ def make_views(num_latents: tuple[int, ...], *, markers: bool = False, seed: int
             draw(2, 7),
             [draw(1, 4), draw(1, 4)],
             draw(2, 4),
-            plan=ViewPlan(index % 3, n, markers=markers),
+            layout=Layout(index % 3, n, markers=markers),
             markers=MARKERS,
         )
         for index, n in enumerate(num_latents)

@@ -13,9 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from arms import writer_of
+from coconut.config.methods import find_method
 from coconut.config.params import load_params
 from coconut.config.schema import Entry, Params
+from coconut.config.strict import parse
+from coconut.data.encoding import EncodedExample
 from coconut.data.views import MarkerIds
+from coconut.methods import State
 from coconut.model.feedback import build_feedback
 from coconut.peers import Peers
 from coconut.pipeline.signals import stop_on_signals
@@ -24,7 +29,7 @@ from coconut.training.objective import Cost, check_finite
 from coconut.training.optimizer import fits_optimizer, learning_rate
 from coconut.training.outside import Outside, Stopped
 from coconut.training.position import Score, history_csv
-from coconut.training.rows import epoch_order, split_updates, training_views
+from coconut.training.rows import epoch_order, split_updates, training_rows
 from test_config import SHIPPED
 from tiny_models import build_tiny_model
 
@@ -41,14 +46,13 @@ class FakeSet:
             length = int(torch.randint(low, high, (), generator=generator))
             return torch.randint(2, 60, (length,), generator=generator).tolist()
 
-        self.rows = [(draw(2, 7), [draw(1, 4) for _ in range(3)], draw(2, 4)) for _ in range(num_rows)]
+        self.encoded = [EncodedExample(draw(2, 7), [draw(1, 4) for _ in range(3)], draw(2, 4)) for _ in range(num_rows)]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.encoded)
 
-    def __getitem__(self, rows: list[int]) -> dict[str, list[Any]]:
-        columns = zip(*(self.rows[row] for row in rows), strict=True)
-        return dict(zip(("question_ids", "steps_ids", "answer_ids"), columns, strict=True))
+    def rows(self, rows: Sequence[int]) -> list[EncodedExample]:
+        return [self.encoded[row] for row in rows]
 
 
 class FakeValidation:
@@ -58,10 +62,10 @@ class FakeValidation:
 
     def __init__(self, accuracies: Sequence[float]) -> None:
         self.accuracies = iter(accuracies)
-        self.removed: list[int] = []
+        self.states: list[State] = []
 
-    def score(self, num_removed_tokens: int) -> Score:
-        self.removed.append(num_removed_tokens)
+    def score(self, state: State) -> Score:
+        self.states.append(state)
         return Score(1.0, next(self.accuracies))
 
 
@@ -93,7 +97,11 @@ def params() -> Params:
 def make_entry(params: Params, **changes: Any) -> Entry:
     entry = params.curriculum["latent_2"]
     train = {"batch_size": 8, "warmup_updates": 3} | {k: v for k, v in changes.items() if hasattr(entry.train, k)}
-    own = {"epochs": 2} | {k: v for k, v in changes.items() if k not in train}
+    fields = {field.name for field in dataclasses.fields(entry)}
+    own = {"epochs": 2} | {k: v for k, v in changes.items() if k in fields}
+    keys = {k: v for k, v in changes.items() if k not in fields and k not in train}
+    kind = find_method(own.get("method", entry.method))
+    own["keys"] = parse({**kind.example_keys, **keys}, kind.Keys, "keys")
     return dataclasses.replace(entry, **own, train=dataclasses.replace(entry.train, **train))
 
 
@@ -110,7 +118,7 @@ def make_trainer(params: Params, entry: Entry, *, seed: int = 0, **changes: Any)
         model=model,
         feedback=build_feedback(thought, model),
         dataset=FakeSet(),
-        markers=MARKERS,
+        writer=writer_of(MARKERS),
         pad_id=0,
         seed=seed,
         runtime=runtime,
@@ -143,11 +151,11 @@ def test_a_request_to_stop_during_validation_saves_the_state_before_it(params: P
                 return stop.interrupting()
 
         class Interrupted(FakeValidation):
-            def score(self, num_removed_tokens: int) -> Score:
-                if len(self.removed) == num_validated:
+            def score(self, state: State) -> Score:
+                if len(self.states) == num_validated:
                     signal.raise_signal(signal.SIGTERM)
                     pytest.fail("validation went on")
-                return super().score(num_removed_tokens)
+                return super().score(state)
 
         outside = Interrupting()
         first = make_trainer(params, entry, outside=outside)
@@ -207,10 +215,11 @@ def test_accumulating_small_micro_batches_is_the_same_update(params: Params, mic
         make_trainer(params, entry, family=family),
         make_trainer(params, entry, family=family, micro_batch=micro_batch),
     )
-    views = training_views(whole.dataset, range(8), entry=entry, seed=0, epoch=0, markers=MARKERS)
-    costs = [trainer.objective.accumulate(views, trainer.learner.parameters) for trainer in (whole, parts)]
+    rows = training_rows(whole.dataset, range(8), entry=entry, seed=0, epoch=0, writer=writer_of(MARKERS))
+    costs = [trainer.objective.accumulate(rows, trainer.learner.parameters) for trainer in (whole, parts)]
     assert abs(costs[0].loss - costs[1].loss) < 1e-6
-    assert costs[0].num_tokens == costs[1].num_tokens == sum(view.num_supervised for view in views)
+    counts = [cost.parts["nll"][1] for cost in costs]
+    assert counts == [sum(row.views["row"].num_supervised for row in rows)] * 2
     for name, parameter in whole.learner.parameters.items():
         assert parameter.grad is not None
         assert (parameter.grad - parts.learner.parameters[name].grad).abs().max() < 1e-6, name  # type: ignore[operator]
@@ -370,7 +379,7 @@ def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_
 
 
 def test_finite_numbers_pass() -> None:
-    check_finite(Cost(1.0, 1, 1, 0, 0, grad_norm=2.0), place="curriculum.cot")
+    check_finite(Cost({"nll": (1.0, 1, 1.0)}, 1, 0, 0, grad_norm=2.0), place="curriculum.cot")
 
 
 def test_an_epoch_shows_every_row_once_in_an_order_of_its_own() -> None:
@@ -387,7 +396,8 @@ def test_a_rows_stage_does_not_depend_on_its_neighbours(params: Params) -> None:
     dataset = FakeSet()
 
     def views(rows: list[int], epoch: int) -> list[Any]:
-        return training_views(dataset, rows, entry=entry, seed=0, epoch=epoch, markers=MARKERS)
+        shown = training_rows(dataset, rows, entry=entry, seed=0, epoch=epoch, writer=writer_of(MARKERS))
+        return [row.views["row"] for row in shown]
 
     assert views([3, 7, 1], 0)[1] == views([7], 0)[0]
     stages = {tuple(view.num_slots for view in views(list(range(20)), epoch)) for epoch in range(3)}
@@ -397,9 +407,9 @@ def test_a_rows_stage_does_not_depend_on_its_neighbours(params: Params) -> None:
 def test_the_shares_of_the_stages_are_those_of_uniform_prob(params: Params) -> None:
     entry = dataclasses.replace(make_entry(params), latent=dataclasses.replace(params.latent, uniform_prob=0.4))
     slots = [
-        view.num_slots
+        row.views["row"].num_slots
         for epoch in range(50)
-        for view in training_views(FakeSet(), range(40), entry=entry, seed=0, epoch=epoch, markers=MARKERS)
+        for row in training_rows(FakeSet(), range(40), entry=entry, seed=0, epoch=epoch, writer=writer_of(MARKERS))
     ]
     shares = [slots.count(n) / len(slots) for n in range(4)]
     assert shares == pytest.approx([0.1, 0.1, 0.7, 0.1], abs=0.03)
@@ -472,8 +482,9 @@ def test_icot_is_validated_with_what_was_removed_in_the_last_update(params: Para
     )
     trainer.fit()
     assert isinstance(trainer.validation, FakeValidation)
-    assert trainer.validation.removed == [0, 0, 1], "before the first update, and after each epoch"
-    assert trainer.schedule.num_removed(trainer.position.update) == 2
+    shown = [state["num_removed_tokens"] for state in trainer.validation.states]
+    assert shown == [0, 0, 1], "before the first update, and after each epoch"
+    assert trainer.schedule.state_at(trainer.position.update)["num_removed_at_end"] == 2
 
 
 def test_max_updates_ends_an_entry_early(params: Params) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from coconut.data.collator import Batch, collate
-from coconut.data.curriculum import ViewPlan
+from coconut.data.layouts import Layout
 from coconut.data.views import IGNORED, MarkerIds, View, build_prompt, build_view
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import generate
@@ -25,7 +25,7 @@ def make_views(num_latents: tuple[int, ...], *, markers: bool = False) -> list[V
     questions = ([5, 9, 33], [7, 8, 21, 40, 11], [50, 3])
     return [
         build_view(
-            questions[row], ([12, 13], [14]), [20 + n, 1], plan=ViewPlan(row % 2, n, markers=markers), markers=MARKERS
+            questions[row], ([12, 13], [14]), [20 + n, 1], layout=Layout(row % 2, n, markers=markers), markers=MARKERS
         )
         for row, n in enumerate(num_latents)
     ]
@@ -136,7 +136,7 @@ def test_rows_that_are_not_aligned_give_the_same_numbers(tiny_lm: PreTrainedMode
 
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_generation_goes_on_from_the_same_thoughts(tiny_lm: PreTrainedModel, iterations: int) -> None:
-    prompts = [build_prompt(question, plan=ViewPlan(0, 4), markers=MARKERS) for question in ([5, 9, 33], [7, 2])]
+    prompts = [build_prompt(question, layout=Layout(0, 4), markers=MARKERS) for question in ([5, 9, 33], [7, 2])]
     batch = collate(prompts, pad_id=0)
     feedback = Feedback(parallel_iterations=iterations)
     together = generate(tiny_lm, feedback, batch, eos_ids=[999], max_new_tokens=6)

@@ -430,7 +430,7 @@ def test_what_shards_cannot_do_is_refused(encoded: Path, tmp_path: Path) -> None
 OUT_OF_MEMORY = """
 import torch
 from coconut.evaluation.evaluator import Evaluator
-from coconut.training.sharding import Shards
+from coconut.training.objective import Objective
 
 def limited(method, rows_of, lasts):
     left = [lasts]
@@ -441,7 +441,7 @@ def limited(method, rows_of, lasts):
         return method(self, first, *others, **named)
     return call
 
-Shards.nll = limited(Shards.nll, lambda batch: len(batch.input_ids_BT), 20)
+Objective._collate = limited(Objective._collate, len, 20)
 if VALIDATES:
     Evaluator._decode_batch = limited(Evaluator._decode_batch, len, 2)
 """

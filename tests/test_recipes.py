@@ -142,9 +142,9 @@ def test_icot_has_removed_every_token_well_before_the_end() -> None:
     params = load("paper-table-1")
     entry = params.curriculum["icot"]
     num_tokens = 4  # One a step: the tokenizer reads words.
-    assert (entry.icot_tokens_per_epoch or 0) * entry.epochs >= num_tokens
-    assert num_tokens / (entry.icot_tokens_per_epoch or 1) <= 7
-    assert (entry.icot_smoothing, entry.train.reset_optimizer) == (4.0, True)
+    assert (entry.keys.icot_tokens_per_epoch) * entry.epochs >= num_tokens
+    assert num_tokens / (entry.keys.icot_tokens_per_epoch) <= 7
+    assert (entry.keys.icot_smoothing, entry.train.reset_optimizer) == (4.0, True)
 
 
 def test_the_table_shares_model_data_and_warm_up_with_its_task() -> None:
@@ -165,8 +165,8 @@ def test_the_papers_gpt2_recipes_are_the_papers() -> None:
     assert sum(entry.epochs for entry in lineage(prosqa, "final")) == 50
     assert (gsm.latent.c_thought, gsm.latent.max_latent_stage) == (2, 3)
     assert (prosqa.latent.c_thought, prosqa.latent.max_latent_stage) == (1, 6)
-    assert gsm.curriculum["icot"].icot_tokens_per_epoch == 8
-    assert gsm.curriculum["icot"].icot_remove_all_at == 39
+    assert gsm.curriculum["icot"].keys.icot_tokens_per_epoch == 8
+    assert gsm.curriculum["icot"].keys.icot_remove_all_at == 39
 
 
 def test_the_recipe_for_continuous_integration_is_the_default_with_less_training() -> None:

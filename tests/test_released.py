@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from coconut import Reasoner
 from coconut.checkpoints.origin import find_folder
-from coconut.checkpoints.released import KNOWN, find_meta
+from coconut.checkpoints.released import find_meta, find_released
 from coconut.data.examples import MARKERS
 from coconut.evaluation.answers import extract_last_number
 from inprocess import make_folder, stage, succeed
@@ -69,9 +69,9 @@ def written(folder: Path, *, with_projector: bool, seed: int = 3) -> Path:
 
 def with_meta(folder: Path, model: str) -> Path:
     """The same folder with a `coconut.json`, as one writes it for a local copy."""
-    import dataclasses
-
-    (folder / "coconut.json").write_text(json.dumps(dataclasses.asdict(KNOWN[model])))
+    meta = find_released(model)
+    assert meta is not None
+    (folder / "coconut.json").write_text(json.dumps(meta.to_json()))
     return folder
 
 
@@ -209,10 +209,10 @@ def test_a_network_of_another_shape_or_none_at_all_is_refused(tmp_path: Path) ->
 
 def test_a_known_id_needs_no_file_of_ours(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", with_projector=False)
-    assert find_meta(COCONUT, folder) == KNOWN[COCONUT]
+    assert find_meta(COCONUT, folder) == find_released(COCONUT)
     assert find_meta("someone/else", folder) is None
     shutil.copytree(folder, tmp_path / "copy")
-    assert find_meta(str(tmp_path / "copy"), with_meta(tmp_path / "copy", CODI)) == KNOWN[CODI]
+    assert find_meta(str(tmp_path / "copy"), with_meta(tmp_path / "copy", CODI)) == find_released(CODI)
 
 
 def test_pickled_weights_are_refused_with_the_cure(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from coconut.report.paper import find_arms, paper_table
 from coconut.report.provenance import Provenance
 from coconut.report.reading import read_folder
 from coconut.report.render import draw_figures, render_html, render_markdown
-from coconut.report.results import find_last, read_facts, read_results
+from coconut.report.results import find_reference, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
 from coconut.report.tables import Table, accuracy_table, facts_table, paired_p
 from fake_outputs import (
@@ -508,7 +508,7 @@ def test_without_an_ablation_the_papers_table_is_left_out(outputs_dir):
 
 def test_without_a_coconut_entry_nothing_is_paired(outputs_dir):
     results = read(outputs_dir, curriculum={"cot": CURRICULUM["cot"], "no_cot": CURRICULUM["no_cot"]})
-    assert find_last(results, "coconut") is None
+    assert find_reference(results) is None
     assert accuracy_table(results).header[-1] == "updates"
     assert "Coconut" not in find_arms(results)
 

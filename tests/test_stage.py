@@ -152,8 +152,8 @@ def test_an_entrys_own_thoughts_that_do_not_fit_the_positions_are_an_error(encod
     succeed(encoded, "train@cot")
     write_params(encoded, {"curriculum.latent_1.c_thought": 60})
     error = stage(encoded, "train@latent_1").error
-    assert "curriculum.latent_1: row " in error
-    assert "columns with its c_thought, max_latent_stage, markers, wanted at most the model's" in error
+    assert "curriculum.latent_1.method: row " in error
+    assert "columns in a layout of method coconut, wanted at most the model's" in error
 
 
 def test_thoughts_that_an_entry_never_shows_need_no_positions(encoded: Path) -> None:
@@ -162,7 +162,7 @@ def test_thoughts_that_an_entry_never_shows_need_no_positions(encoded: Path) -> 
     write_params(encoded, {f"curriculum.latent_1.{key}": value for key, value in own.items()})
     succeed(encoded, "train@cot", "train@latent_1")
     write_params(encoded, {"curriculum.latent_1.uniform_prob": 0.3})
-    assert "curriculum.latent_1: row " in stage(encoded, "train@latent_1").error
+    assert "curriculum.latent_1.method: row " in stage(encoded, "train@latent_1").error
 
 
 def test_an_icot_entry_goes_on_where_its_parents_schedule_ended(encoded: Path) -> None:

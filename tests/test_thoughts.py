@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from arms import layout_of
 from coconut.checkpoints.markers import add_markers
 from coconut.config.schema import LatentConfig
-from coconut.data.curriculum import plan_view
 from coconut.data.encoding import encode_batch
 from coconut.data.examples import Example
 from coconut.data.tokenizer import build_word_tokenizer
-from coconut.data.views import MarkerIds
 from coconut.evaluation.evaluator import Evaluator
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.passes import PassOptions
@@ -50,8 +49,7 @@ def make_subject(
         model,
         build_feedback(thought, model, parallel_iterations=rounds),
         tokenizer,
-        plan_view(method, 2, latent),  # type: ignore[arg-type]
-        MarkerIds.of(tokenizer),
+        layout_of(method, 2, latent),
         max_new_tokens=4,
         batch_size=2,
         options=options or PassOptions(),
@@ -102,7 +100,7 @@ def entered_after(subject: Subject, row: int, vectors_NKD: Tensor, slots: range)
     evaluator = subject.evaluator
     model, prompt = evaluator.model, subject._prompts(None)[row]
     embeds_1TD = model.get_input_embeddings()(torch.tensor([prompt.input_ids])).clone()
-    is_pause = evaluator.plan.slot == "pause"
+    is_pause = evaluator.layout.slot == "pause"
     for slot in range(prompt.num_slots):
         column = prompt.prefix_length + slot
         if slot in slots:
@@ -198,7 +196,7 @@ def test_no_text_begins_with_a_barred_token() -> None:
 def test_other_numbers_of_thoughts_are_the_plans_of_those_numbers() -> None:
     subject = make_subject(c_thought=2)
     for number in (0, 1, 3, 6):
-        plan = replace(subject.evaluator.plan, num_latents=number)
-        other = Subject(replace(subject.evaluator, plan=plan), subject.examples, subject.encoded, subject.indices)
+        layout = replace(subject.evaluator.layout, num_latents=number)
+        other = Subject(replace(subject.evaluator, layout=layout), subject.examples, subject.encoded, subject.indices)
         assert [o.text for o in subject.ask(num_thoughts=number)] == [o.text for o in other.outcomes]
         assert subject.score(num_thoughts=number) == pytest.approx(other.log_p, abs=1e-5)

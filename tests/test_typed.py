@@ -24,7 +24,15 @@ print(__version__.upper(), answers, count)
 
 
 def test_the_public_names_are_listed_and_there() -> None:
-    assert set(coconut.__all__) == {"Example", "Reasoner", "Solution", "Thinking", "Thought", "__version__"}
+    assert set(coconut.__all__) == {
+        "Example",
+        "Reasoner",
+        "Solution",
+        "Thinking",
+        "Thought",
+        "__version__",
+        "check_method",
+    }
     assert set(coconut.__all__) <= set(dir(coconut))
     assert all(getattr(coconut, name) for name in coconut.__all__)
     with pytest.raises(AttributeError, match="module 'coconut' has no attribute 'Reasonner'"):

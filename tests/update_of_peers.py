@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from arms import make_method, rows_of
 from coconut.config.params import load_params
 from coconut.data.views import IGNORED, View
 from coconut.devices import build_accelerator, compute_dtype_of, peers_of
@@ -96,6 +97,7 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
         accelerator,
         0,
         micro_batch=case.pop("micro_batch", len(views)),
+        method=make_method(),
         options=PassOptions(**case),
         peers=peers_of(accelerator),
         shards=shards,
@@ -105,9 +107,10 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
         limit_rows(objective, room)
     torch.manual_seed(7)
     with counting("all_gather_single") as gathered, counting("reduce_scatter_single") as reduced:
-        cost = objective.accumulate(views, parameters, stops=peers_of(accelerator).rank == 1)
+        cost = objective.accumulate(rows_of(views), parameters, stops=peers_of(accelerator).rank == 1)
     found = {name: whole(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
-    numbers = [cost.nll, cost.num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
+    nll, num_tokens, _ = cost.parts["nll"]
+    numbers = [nll, num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
     of_weights = [max(map(sum, zip(*sizes, strict=True)), default=0) / num_weights for sizes in (gathered, reduced)]
     numbers += [*of_weights, objective.micro_batch, objective.num_oom_retries]
     # Every process must say the same.

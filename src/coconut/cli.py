@@ -79,7 +79,7 @@ def repro(
         bool, typer.Option("--keep-going", "-k", help="Run what does not depend on a failed stage.")
     ] = False,
 ) -> None:
-    """Run `dvc repro`, with branches of the curriculum side by side.
+    """Run `dvc repro`, branches side by side.
 
     Stages that do not wait for each other run at once, one on each GPU where there are several. With one job it is
     `dvc repro` itself.
@@ -242,10 +242,11 @@ def check_method(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the method; may be repeated.")
     ] = None,
 ) -> None:
-    """Prove on tiny weights what the pipeline relies on in a training method.
+    """Prove what the pipeline relies on in a method.
 
-    The same gradient for every cut of an update and for two processes, the same bytes after a resume, labels only
-    where a target is, no chance but the row's own, and the fast path like the plain one. It takes seconds.
+    On tiny weights: the same gradient for every cut of an update and for two processes, the same bytes after a
+    resume, labels only where a target is, no chance but the row's own, and the fast path like the plain one. It takes
+    seconds.
     """
     from coconut.training.method_check import run
 

@@ -13,6 +13,8 @@ RECEIPTS_DIR = OUTPUTS_DIR / "evaluations"
 PROBES_DIR = OUTPUTS_DIR / "probes"
 """One small file per probed entry: digests of what the report reads."""
 REPORT_DIR = OUTPUTS_DIR / "report"
+UPDATE_COLUMNS = ("update", "loss", "lr", "grad_norm")
+"""Of `updates.csv`; the parts of a loss that has several follow them."""
 SPLITS = ("train", "valid", "test")
 """Every run has these; `test` is the first test set."""
 FURTHER_TESTS = "tests"

@@ -30,7 +30,7 @@ from coconut.data.encoding import (
 )
 from coconut.data.examples import Example
 from coconut.data.layouts import Layout
-from coconut.data.views import ViewWriter, prompt_length
+from coconut.data.views import MarkerIds, ViewWriter, prompt_length
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import read_answer
 from coconut.files import replace_file
@@ -72,6 +72,11 @@ class Reasoner:
         iterations = meta.parallel_iterations
         self.feedback = feedback or build_feedback(meta.thought, model, parallel_iterations=iterations)
         self.writer = ViewWriter.of(tokenizer)
+
+    @property
+    def markers(self) -> MarkerIds:
+        """Ids of `<|start-latent|>`, `<|end-latent|>` and `<|latent|>`."""
+        return self.writer.markers
 
     @classmethod
     def from_pretrained(

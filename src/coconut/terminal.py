@@ -107,7 +107,7 @@ def find_checkpoint(entry: str) -> Path:
 
 
 def _last_latent(params: Params) -> str:
-    """Return the entry of most latent stages that is trained already, the first of several."""
+    """Return the entry that the report is about, or else a trained one of most latent stages."""
     latent = [entry for entry in params.curriculum.values() if find_method(entry.method).role == "main"]
     trained = [entry for entry in latent if (checkpoint_dir(entry.name) / "config.json").is_file()]
     if not trained:
@@ -115,4 +115,6 @@ def _last_latent(params: Params) -> str:
             "params.yaml: found no latent entry that is trained, wanted one to ask; run `dvc repro`, or name an entry"
             " with --entry"
         )
+    chosen = [entry for entry in trained if entry.name == params.report.reference]
+    trained = chosen or trained
     return max(trained, key=lambda entry: entry.latent_stage).name

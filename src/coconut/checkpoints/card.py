@@ -88,7 +88,7 @@ def write_card(
         "what is fed back": meta.thought,
         "markers around the thoughts": "yes" if meta.layout().markers else "no",
         "prompt": "the tokenizer's chat template" if meta.prompt == "chat" else "the question and a line break",
-        "form of an answer": "steps on lines of their own, then `### answer`",
+        "form of an answer": f"steps on lines of their own, then `{meta.layout().wording} answer`",
     }
     base = f"base_model: {base_model}\n" if base_model else ""
     parts = [_HEAD.format(title=title, base=base), "\n## What it is\n\n", _table(properties)]

@@ -49,6 +49,10 @@ class CheckpointMeta:
     keys: Any = None
     """Of the method, by its own type; those on which the layout of a question depends are in the file."""
 
+    def __post_init__(self) -> None:
+        if self.keys is None:
+            object.__setattr__(self, "keys", asking_keys(find_method(self.method), {}))
+
     @classmethod
     def of(
         cls,
@@ -103,7 +107,7 @@ class CheckpointMeta:
             ValueError: There is no such method here.
         """
         kind = find_method(self.method)
-        return kind(self.latent_stage, self.latent_config(), self.keys or asking_keys(kind, {}))
+        return kind(self.latent_stage, self.latent_config(), self.keys)
 
     def layout(self) -> Layout:
         """The layout that the checkpoint was trained for last, which depends on no gold solution."""

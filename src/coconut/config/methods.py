@@ -57,8 +57,8 @@ def find_method(name: str) -> "type[Method]":
     names = method_names()
     if name not in names:
         raise ValueError(
-            f"method: found {shown(name)}, wanted one of {', '.join(names)}{suggest(name, names)}; a new method is a"
-            f" file of this name in {_shown(Path(_folders()[0]))}, see docs/methods.md"
+            f"method: found {shown(name)}, wanted one of {', '.join(names)}, or a file of this name in"
+            f" {_shown(Path(_folders()[0]))} (docs/methods.md){suggest(name, names)}"
         )
     with blaming_method(name, "be imported"):
         module = importlib.import_module(f"{PACKAGE}.{name}")

@@ -32,6 +32,9 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     tree = read_yaml(Path(path))
     try:
+        # DVC needs it in the work tree; experiments of before there was this section can still be compared.
+        if isinstance(tree, Mapping) and "report" not in tree:
+            raise ValueError("report: missing; add the section, with the line `reference: auto` in it")
         return parse_params(tree)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

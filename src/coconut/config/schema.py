@@ -6,7 +6,7 @@ be None, the file holds a word such as `all`; `null` means the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from coconut.config.field_map import Fields
@@ -342,6 +342,7 @@ class Params:
     train: TrainConfig
     evaluate: EvaluateConfig
     probe: ProbeConfig
-    report: ReportConfig
     runtime: RuntimeConfig
     curriculum: Mapping[str, Entry]
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """Files of before there was this section have none; see `coconut.config.params.load_params`."""

@@ -138,7 +138,7 @@ def _parse_dataclass(value: Any, kind: Any, path: str) -> Any:
         **{
             field.name: parse(value.get(field.name, MISSING), hints[field.name], prefix + field.name)
             for field in dataclasses.fields(kind)
-            if field.name in value or field.default is dataclasses.MISSING
+            if field.name in value or (field.default is field.default_factory is dataclasses.MISSING)
         }
     )
 

@@ -108,8 +108,6 @@ class Method:
     """The row of table 1 of the Coconut paper that it stands for."""
     controls: ClassVar[Sequence[str]] = ()
     """Methods that are its controls, the closest one first."""
-    thought_is_step: ClassVar[bool] = False
-    """Whether `c_thought` thoughts stand for one step, so that probes may compare thoughts with steps."""
 
     released: ClassVar[Mapping[str, Released]] = {}
     """Checkpoints of others, by their ids on the hub."""
@@ -167,6 +165,10 @@ class Method:
         stages = range(self.latent.max_latent_stage + 2) if self.latent.uniform_prob else [self.latent_stage]
         return [self.layout(stage) for stage in stages]
 
+    def thoughts_per_step(self) -> int | None:
+        """Return how many slots stand for one step, for probes that compare them; None where none stands for a step."""
+        return self.latent.c_thought
+
     def answer_rule(self) -> str:
         """Return where a text says its answer; see `coconut.evaluation.outcomes.read_answer`."""
         return "marked"
@@ -184,7 +186,7 @@ class Method:
         return None
 
     def loss(self, reading: "Reading") -> Mapping[str, Part]:
-        """Return the parts of the loss of a micro-batch in one of the readings, by name.
+        """Return the parts of the loss of a micro-batch in one of the readings, by name: the same names for all rows.
 
         It must not depend on how the update is cut into micro-batches: counts are those of the whole update, and what
         is kept in one reading (`Reading.keep`) can be read as a whole in later ones (`Reading.whole`).

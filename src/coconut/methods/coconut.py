@@ -36,7 +36,6 @@ class Coconut(Method):
     role = "main"
     paper_arm = "Coconut"
     controls = ("pause", "pause_as_thought", "no_thoughts", "no_cot")
-    thought_is_step = True
     # Source: the code that was released with it (LatentTTS), read at commit 6657f20.
     released: ClassVar[Mapping[str, Released]] = {
         "ModalityDance/latent-tts-coconut": Released(3, 2, 3, "hidden[-1]", "plain")
@@ -44,3 +43,6 @@ class Coconut(Method):
 
     def layout(self, stage: int, *, num_steps: int | None = None, state: State | None = None) -> Layout:
         return staged_layout(stage, self.latent, num_steps=num_steps, num_thoughts=self.keys.num_thoughts)
+
+    def thoughts_per_step(self) -> int | None:
+        return self.latent.c_thought if self.keys.num_thoughts is None else None

@@ -99,6 +99,9 @@ class Codi(Method):
         layouts = {"teacher": self.teacher_layout(), "student": self.layout(0)}
         return {name: _with_answer_column(row, layout) for name, layout in layouts.items()}
 
+    def thoughts_per_step(self) -> int | None:
+        return None
+
     def answer_rule(self) -> str:
         wording = self.keys.answer_wording
         return "marked" if wording == ANSWER_MARK else f"after {wording}"

@@ -31,3 +31,6 @@ class Pause(Method):
         if number is None:
             number = self.latent.max_latent_stage * self.latent.c_thought
         return Layout(ALL_STEPS, number, "pause", self.latent.markers)
+
+    def thoughts_per_step(self) -> int | None:
+        return self.latent.c_thought if self.keys.num_thoughts is None else None

@@ -29,3 +29,6 @@ class PauseAsThought(Method):
     def layout(self, stage: int, *, num_steps: int | None = None, state: State | None = None) -> Layout:
         number = self.keys.num_thoughts
         return staged_layout(stage, self.latent, slot="pause", num_steps=num_steps, num_thoughts=number)
+
+    def thoughts_per_step(self) -> int | None:
+        return self.latent.c_thought if self.keys.num_thoughts is None else None

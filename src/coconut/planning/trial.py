@@ -147,7 +147,9 @@ def _probing_s(evaluator: Evaluator, params: Params, entry: Entry) -> float:
         asked = [examples[index] for index in indices]
         start = time.monotonic()
         subject = Subject(evaluator, asked, list(encoded.examples()), indices, params.encode.prompt)
-        probe(subject, entry.latent.c_thought, count=min(params.probe.shown, count), top=params.probe.top)
+        probe(
+            subject, build_method(entry).thoughts_per_step(), count=min(params.probe.shown, count), top=params.probe.top
+        )
         points.append((len(asked), time.monotonic() - start))
     (few, little), (many, long) = points
     slope = max(0.0, (long - little) / (many - few)) if many > few else 0.0

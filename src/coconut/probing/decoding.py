@@ -24,12 +24,12 @@ def step_tokens(subject: Subject) -> Tensor:
     return torch.tensor([row + [_NO_STEP] * (num_steps - len(row)) for row in firsts], dtype=torch.long)
 
 
-def own_step(slot: int, c_thought: int) -> int:
-    """Return which step a slot stands for, both counted from 0."""
-    return slot // max(1, c_thought)
+def own_step(slot: int, c_thought: int | None) -> int | None:
+    """Return which step a slot stands for, both counted from 0; None where it stands for none."""
+    return None if c_thought is None else slot // max(1, c_thought)
 
 
-def measure_decoded(subject: Subject, probs_NKV: Tensor, c_thought: int) -> list[Row]:
+def measure_decoded(subject: Subject, probs_NKV: Tensor, c_thought: int | None) -> list[Row]:
     """Compare the most probable tokens of each thought with the steps, and with the steps of other questions."""
     labels_NI = step_tokens(subject)
     if labels_NI.numel() == 0:
@@ -41,7 +41,8 @@ def measure_decoded(subject: Subject, probs_NKV: Tensor, c_thought: int) -> list
         for top in _TOP:
             top_NKX = probs_NKV.topk(min(top, probs_NKV.shape[-1]), dim=-1).indices
             found_NKI = (top_NKX[:, :, None, :] == labels[:, None, :, None]).any(dim=-1)
-            rows += _own_rows(found_NKI, labels, c_thought, f"own_top{top}{suffix}", group)
+            if c_thought is not None:
+                rows += _own_rows(found_NKI, labels, c_thought, f"own_top{top}{suffix}", group)
             has_step_NI = labels != _NO_STEP
             anywhere = found_NKI.any(dim=1)[has_step_NI].tolist()
             rows.append(share_row(anywhere, measure="decoded", condition=f"any_top{top}{suffix}", group=group))
@@ -52,7 +53,7 @@ def _own_rows(found_NKI: Tensor, labels_NI: Tensor, c_thought: int, condition: s
     rows, together = [], []
     for slot in range(found_NKI.shape[1]):
         step = own_step(slot, c_thought)
-        if step >= labels_NI.shape[1]:
+        if step is None or step >= labels_NI.shape[1]:
             continue
         found = found_NKI[labels_NI[:, step] != _NO_STEP, slot, step].tolist()
         together += found

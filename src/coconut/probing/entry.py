@@ -7,6 +7,7 @@ from typing import Any
 from loguru import logger
 
 from coconut.checkpoints.meta import META_FILE, read_meta
+from coconut.config.methods import build_method
 from coconut.config.schema import BASE, Params
 from coconut.data.examples import read_examples
 from coconut.data.mapped import load_encoded
@@ -53,7 +54,7 @@ def probe_entry(params: Params, name: str) -> None:
         write_receipt(PROBES_DIR, name, FILES)
 
 
-def _open_subject(params: Params, name: str) -> tuple[Subject, int]:
+def _open_subject(params: Params, name: str) -> tuple[Subject, int | None]:
     evaluator = open_evaluator(params, name)
     examples = read_examples(EXAMPLES_DIR / "test.jsonl")
     encoded = load_encoded(ENCODED_DIR, "test", params.probe.questions)
@@ -62,13 +63,16 @@ def _open_subject(params: Params, name: str) -> tuple[Subject, int]:
     subject = Subject(evaluator, asked, list(encoded.examples()), indices, params.encode.prompt)
     entry = params.curriculum.get(name)
     if entry is not None:
-        return subject, entry.latent.c_thought
+        return subject, build_method(entry).thoughts_per_step()
     folder = checkpoint_dir(BASE)
     return subject, (read_meta(folder) if (folder / META_FILE).is_file() else params.latent).c_thought
 
 
-def probe(subject: Subject, c_thought: int, *, count: int, top: int) -> tuple[list[Row], str]:
+def probe(subject: Subject, c_thought: int | None, *, count: int, top: int) -> tuple[list[Row], str]:
     """Take every measurement that the entry's slots and questions allow.
+
+    Args:
+        c_thought: slots that stand for one step; None where none stands for a step.
 
     Returns:
         (rows, shown): of `thoughts.csv`, and the text of `thoughts.jsonl`.

@@ -23,9 +23,11 @@ _RIDGE = 1e-2
 """Weight of the penalty, relative to the mean square of the features."""
 
 
-def measure_probes(subject: Subject, c_thought: int) -> list[Row]:
+def measure_probes(subject: Subject, c_thought: int | None) -> list[Row]:
     """Fit a probe for every layer, thought and step."""
     labels_NI = step_tokens(subject)
+    if c_thought is None:
+        return [missing("probe", "no thought stands for a step")]
     if len(labels_NI) < _MIN_QUESTIONS or labels_NI.numel() == 0:
         reason = "the questions have no steps" if not labels_NI.numel() else f"fewer than {_MIN_QUESTIONS} questions"
         return [missing("probe", reason)]
@@ -39,9 +41,9 @@ def measure_probes(subject: Subject, c_thought: int) -> list[Row]:
 
 
 def _probe_thought(
-    states_ND: Tensor, labels_NI: Tensor, permuted_NI: Tensor, own: int, layer: int, slot: int
+    states_ND: Tensor, labels_NI: Tensor, permuted_NI: Tensor, own: int | None, layer: int, slot: int
 ) -> list[Row]:
-    if own >= labels_NI.shape[1]:
+    if own is None or own >= labels_NI.shape[1]:
         return []
     names: dict[str, Any] = {"measure": "probe", "layer": layer, "thought": slot + 1}
     rights = [fit_probe(states_ND, labels_NI[:, step]) for step in range(labels_NI.shape[1])]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from coconut.evaluation.statistics import wilson_interval
-from coconut.report.results import Result, count_updates_before, find_last, find_lineage, find_sizes
+from coconut.layout import UPDATE_COLUMNS
+from coconut.report.results import Result, count_updates_before, find_lineage, find_reference, find_sizes
 from coconut.report.svg import Chart, Point, Series
 
 _OTHER_HUES = (4, 28, 290, 330, 178, 60, 255, 100)
@@ -16,12 +17,12 @@ Styles = Mapping[str, tuple[str, str]]
 
 
 def choose_styles(results: Sequence[Result]) -> Styles:
-    """Choose colour and dashes: `coconut` in ever darker blue along its curriculum, `cot` green, others their own."""
-    reference = find_last(results, "coconut")
+    """Choose colour and dashes: the reference's chain in ever darker blue, steps in words green, others their own."""
+    reference = find_reference(results)
     lineage = [] if reference is None else find_lineage(results, reference.name)
-    chain = [result.name for result in lineage if result.method == "coconut"]
+    chain = [result.name for result in lineage if reference is not None and result.method == reference.method]
     styles = {name: (f"hsl(212 80% {68 - 22 * (n + 1) / len(chain):.0f}%)", "") for n, name in enumerate(chain)}
-    styles |= {result.name: ("hsl(140 55% 42%)", "") for result in results if result.method == "cot"}
+    styles |= {result.name: ("hsl(140 55% 42%)", "") for result in results if result.kind.role == "words"}
     others = [result.name for result in results if result.name not in styles]
     for order, name in enumerate(others):
         again, hue = divmod(order, len(_OTHER_HUES))
@@ -40,12 +41,19 @@ def draw_updates(results: Sequence[Result]) -> list[Chart]:
 
     charts = [
         chart("Training loss", "nats per token", "loss"),
+        *(chart(f"Training loss: {name}", name, name) for name in _parts_of_losses(results)),
         chart("Validation loss", "nats per token", "valid_loss", epochs=True),
         chart("Validation accuracy", "share of right answers", "valid_accuracy", epochs=True, is_log=False),
         chart("Gradient norm", "norm before clipping", "grad_norm"),
         chart("Learning rate", "rate", "lr", is_log=False),
     ]
     return [one for one in charts if one.shown]
+
+
+def _parts_of_losses(results: Sequence[Result]) -> list[str]:
+    """Name the parts of losses that have several, as `updates.csv` does."""
+    names = (name for result in results for row in result.updates[:1] for name in row)
+    return list(dict.fromkeys(name for name in names if name not in UPDATE_COLUMNS))
 
 
 def _series(results: Sequence[Result], result: Result, column: str, styles: Styles, *, epochs: bool) -> Series:

@@ -81,7 +81,9 @@ def read_experiment(
     except ValueError as error:
         raise ValueError(f"{name}: params.yaml: {error}") from None
     flat = flatten({key: value for key, value in tree.items() if key not in ("seed", "runtime")})
-    everything = read_results(params.curriculum, lambda path: read_text(f"outputs/{path}"))
+    everything = read_results(
+        params.curriculum, lambda path: read_text(f"outputs/{path}"), reference=params.report.reference
+    )
     results = [result for result in everything if evaluate_stage(result.name) not in (marks or {})]
     left_out = [result.name for result in everything if result not in results and result.metrics is not None]
     return Experiment(name, params.seed, flat, results, left_out)

@@ -4,22 +4,26 @@ from collections.abc import Sequence
 
 from coconut.config.schema import BASE
 from coconut.probing.conclusion import conclude
-from coconut.report.results import Result, find_last
+from coconut.report.results import Result, find_last, find_reference
 from coconut.report.tables import paired_p
 from coconut.report.text import format_p
 
 
 def describe_outcome(results: Sequence[Result]) -> str:
     """Say how often the last latent entry is right, how often its rivals are, and what its thoughts do."""
-    reference = find_last(results, "coconut")
+    reference = find_reference(results)
     if reference is None or reference.metric("accuracy") is None:
         best = max((one for one in _scored(results)), key=_accuracy, default=None)
         if best is None:
             return "Nothing is evaluated yet."
         return f"{_share(best)}{'; that is the best of all entries' if len(results) > 1 else ''}."
     sentences = [f"{_share(reference)}."]
-    words = find_last(results, "cot")
-    rivals = [one for one in _scored(results) if one.method not in ("coconut", "cot") and one.name != BASE]
+    words = find_last(results, "words")
+    rivals = [
+        one
+        for one in _scored(results)
+        if one.method != reference.method and one.kind.role != "words" and one.name != BASE
+    ]
     if words is not None and words.metric("accuracy") is not None:
         sentences.append(f"{_against(words, reference)} with its steps in words.")
     if rivals:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from coconut.report.compare import Group, describe_changes, pairs_table, seeds_table
 from coconut.report.render import Section
-from coconut.report.results import Result, count_updates_before, find_last, find_lineage
+from coconut.report.results import Result, count_updates_before, find_lineage, find_reference
 from coconut.report.svg import Chart, Point, Series
 from coconut.report.tables import Table
 from coconut.report.text import visible
@@ -77,7 +77,7 @@ def _curves(groups: Sequence[Group]) -> list[Chart]:
 
 def _points(results: Sequence[Result], column: str) -> list[Point]:
     """Join the curves from the untouched model to the last latent entry, or to the first entry that there is."""
-    end = find_last(results, "coconut") or next((one for one in results if one.updates), None)
+    end = find_reference(results) or next((one for one in results if one.updates), None)
     points = []
     for result in [] if end is None else find_lineage(results, end.name):
         before = count_updates_before(results, result)

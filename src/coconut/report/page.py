@@ -24,7 +24,7 @@ from coconut.report.probes import (
 from coconut.report.provenance import Provenance
 from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
-from coconut.report.results import Result, find_last, find_sets, read_facts, read_results
+from coconut.report.results import Result, find_reference, find_sets, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
 from coconut.report.tables import (
     Table,
@@ -32,6 +32,7 @@ from coconut.report.tables import (
     expected_table,
     facts_table,
     groups_table,
+    methods_table,
     samples_table,
     sets_table,
     tree_table,
@@ -54,7 +55,7 @@ def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance
     """
     provenance = provenance or Provenance()
     read_text = read_folder(outputs_dir)
-    results = read_results(params.curriculum, read_text, marks=provenance.marks)
+    results = read_results(params.curriculum, read_text, marks=provenance.marks, reference=params.report.reference)
     sections = build_sections(results, facts=read_facts(read_text), provenance=provenance)
     title = visible(f"{params.model}, seed {params.seed}")
     write_page(title, describe_outcome(results), sections, report_dir, {CURVES_FILE: write_curves(results)})
@@ -91,6 +92,8 @@ def build_sections(
         Section("Curriculum", "Every entry starts from the weights of the one above it.", tree_table(results, colours)),
         Section("Results", _results_text(results, provenance), accuracy_table(results)),
     ]
+    if (methods := methods_table(results)) is not None:
+        sections.append(Section("Methods beside each other", _METHODS_TEXT, methods))
     if sets:
         sections.append(Section("Further test sets", _sets_text(results), sets_table(results, sets)))
     sections += _group_sections(results, ["", *sets])
@@ -147,12 +150,16 @@ _SAMPLES_TEXT = (
 
 
 def _sets_text(results: Sequence[Result]) -> str:
-    reference = find_last(results, "coconut")
+    reference = find_reference(results)
     against = f" p: exact McNemar test against {reference.label}, question by question." if reference else ""
     return f"The same checkpoints on other questions; training and selection saw none of them.{against}"
 
 
 _EXPECTED_TEXT = "What others report for this model (`evaluate.expected`), beside what was found here."
+_METHODS_TEXT = (
+    "The end of the longest chain of every method whose thoughts are meant to work. p: exact two-sided McNemar test,"
+    " paired by example. Equal numbers of updates are no equal cost: see the speed below."
+)
 _PARTIAL_TEXT = "These stages of the pipeline are not up to date, so the results below are incomplete or marked."
 _STEPS_TEXT = "Each group has its own 95 % Wilson interval."
 _UPDATES_TEXT = (
@@ -206,7 +213,7 @@ def _results_text(results: Sequence[Result], provenance: Provenance) -> str:
         "Accuracy on the test split with its 95 % Wilson interval: what another test set of this size might have"
         " given, not what another seed might have."
     ]
-    reference = find_last(results, "coconut")
+    reference = find_reference(results)
     if reference is not None:
         sentences.append(
             f"p: exact two-sided McNemar test of each entry against {reference.name}, paired by example,"
@@ -240,7 +247,7 @@ def _warnings(results: Sequence[Result]) -> list[str]:
 
 def _mistakes_section(results: Sequence[Result]) -> Section:
     """Show some wrong answers of the entry that the report is about."""
-    result = find_last(results, "coconut") or next((other for other in results if other.predictions), None)
+    result = find_reference(results) or next((other for other in results if other.predictions), None)
     if result is None or not result.predictions:
         return Section("Mistakes", f"Predictions: {NOT_THERE}.")
     wrong = [prediction for prediction in result.predictions if not prediction.right]

@@ -11,17 +11,7 @@ from coconut.report.text import NOTHING, format_number, format_p
 
 _WITHOUT_CURRICULUM = "- w/o curriculum"
 
-_METHODS = {
-    "CoT": "cot",
-    "No-CoT": "no_cot",
-    "iCoT": "icot",
-    "Pause token": "pause",
-    "Coconut": "coconut",
-    _WITHOUT_CURRICULUM: None,
-    "- w/o thought": "no_thoughts",
-    "- pause as thought": "pause_as_thought",
-}
-"""Maps the paper's arms, in its order, to our names of the methods."""
+_MAIN = "Coconut"
 
 # Accuracy in % and tokens on GSM8K, ProntoQA, ProsQA; with a spread where the paper gives one.
 _PUBLISHED = {
@@ -45,15 +35,15 @@ PAPER_NOTE = (
 def paper_table(results: Sequence[Result]) -> Table | None:
     """Lay our arms out as the paper does; None unless an arm of its ablation is among them."""
     arms = find_arms(results)
-    if not arms.keys() - {"CoT", "No-CoT", "Coconut"}:
+    if not arms.keys() - {"CoT", "No-CoT", _MAIN}:
         return None
     header = ["arm", "our entry", "our accuracy [95 %]", "our tokens", "p", *_published_header()]
-    reference = arms.get("Coconut")
+    reference = arms.get(_MAIN)
     rows = []
     for arm, published in _PUBLISHED.items():
         ours = [NOTHING] * 4
         if arm in arms:
-            p = None if reference is None or arm == "Coconut" else paired_p(arms[arm], reference)
+            p = None if reference is None or arm == _MAIN else paired_p(arms[arm], reference)
             ours = [arms[arm].label, format_accuracy(arms[arm]), _format_tokens(arms[arm]), format_p(p)]
         rows.append([arm, *ours, *published])
     return Table(header, rows, num_text_columns=2)
@@ -62,31 +52,36 @@ def paper_table(results: Sequence[Result]) -> Table | None:
 def find_arms(results: Sequence[Result]) -> dict[str, Result]:
     """Map the paper's arms to the entries that stand for them: each the end of its method's curriculum."""
     arms = {}
-    for arm, method in _METHODS.items():
+    for arm in _PUBLISHED:
         # Evaluated or not: an earlier stage in its place would pass for the whole arm.
-        result = _find_without_curriculum(results) if method is None else find_end(results, method, among=results)
+        result = _find_without_curriculum(results) if arm == _WITHOUT_CURRICULUM else _find_arm(results, arm)
         if result is not None:
             arms[arm] = result
     return arms
 
 
+def _find_arm(results: Sequence[Result], arm: str) -> Result | None:
+    method = next((result.method for result in results if result.kind.paper_arm == arm), None)
+    return None if method is None else find_end(results, method, among=results)
+
+
 def _find_without_curriculum(results: Sequence[Result]) -> Result | None:
-    """Find the entry that goes straight to the stage at which the curriculum of `coconut` ends."""
-    reference = find_end(results, "coconut", among=results)
-    if reference is None or _num_coconut_entries(results, reference) < 2:
+    """Find the entry that goes straight to the stage at which the curriculum of the main arm ends."""
+    reference = _find_arm(results, _MAIN)
+    if reference is None or _num_stages(results, reference) < 2:
         return None
     for result in results:
-        if result.method != "coconut" or _num_coconut_entries(results, result) > 1:
+        if result.method != reference.method or _num_stages(results, result) > 1:
             continue
         if result.latent_stage >= min(reference.latent_stage, reference.max_latent_stage):
             return result
     return None
 
 
-def _num_coconut_entries(results: Sequence[Result], result: Result) -> int:
+def _num_stages(results: Sequence[Result], result: Result) -> int:
     # At stage 0 nothing is latent: a warm-up with markers.
     lineage = find_lineage(results, result.name)
-    return sum(ancestor.method == "coconut" and ancestor.latent_stage > 0 for ancestor in lineage)
+    return sum(ancestor.method == result.method and ancestor.latent_stage > 0 for ancestor in lineage)
 
 
 def _published_header() -> list[str]:
@@ -98,4 +93,4 @@ def _format_tokens(result: Result) -> str:
     if generated is None:
         return NOTHING
     # Pause tokens are inputs, not thoughts: the paper counts 2.2 tokens for its pause arms.
-    return format_number(generated + (thoughts or 0) if result.method == "coconut" else generated, 1)
+    return format_number(generated + (thoughts or 0) if result.kind.paper_arm == _MAIN else generated, 1)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from coconut.probing.rows import Row, find_row
 from coconut.report.graph import MOST_NODES, Layout, draw_graph
-from coconut.report.results import Result, find_last
+from coconut.report.results import UNTOUCHED, Result, find_reference
 from coconut.report.svg import Chart, Point, Series, share_bar
 from coconut.report.tables import Cell, Table
 from coconut.report.text import NOTHING, format_number, format_p, shorten, visible
@@ -16,7 +16,6 @@ from coconut.report.text import NOTHING, format_number, format_p, shorten, visib
 MOST_QUESTIONS = {True: 8, False: 2}
 """Questions that are drawn of the entry that the page is about, and of every other one."""
 
-_CONTROLS = ("pause", "pause_as_thought", "untouched")
 _REPLACED = {
     "zero": "zeros",
     "mean": "the mean over the questions",
@@ -39,9 +38,10 @@ def find_thinkers(results: Sequence[Result]) -> tuple[Result | None, Result | No
         (entry, control), each None where there is none.
     """
     probed = [result for result in results if result.thoughts is not None and has_slots(result)]
-    reference = find_last(results, "coconut")
-    entry = reference if reference in probed else next((one for one in probed if one.method == "coconut"), None)
-    others = [one for method in _CONTROLS for one in probed if one.method == method]
+    reference = find_reference(results)
+    entry = reference if reference in probed else next((one for one in probed if one.kind.role == "main"), None)
+    controls = (*(() if entry is None else entry.kind.controls), UNTOUCHED)
+    others = [one for method in controls for one in probed if one.method == method]
     same = [one for one in others if entry is not None and one.latent_stage == entry.latent_stage]
     return entry, next(iter(same or others), None)
 

@@ -3,15 +3,20 @@
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
+from coconut.config.methods import find_method
 from coconut.config.schema import BASE, Entry
+from coconut.methods import Method, Role
 from coconut.report.reading import ReadText, damaged, parse_json, parse_number, read_lines, read_table
 from coconut.report.thoughts import Thoughts, read_thoughts
 from coconut.tracking import flatten
 
 EVALUATE_BASE = "evaluate_base"
 """The pipeline stage that scores the untouched model."""
+UNTOUCHED = "untouched"
+"""In place of the untouched model's method."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,13 @@ class Result:
     """The reason why its metrics and predictions are not of this run (see `provenance`); None when they are."""
     training_mark: str | None = None
     """The same for its history."""
+    is_chosen: bool = False
+    """Whether `report.reference` names it."""
+
+    @property
+    def kind(self) -> type[Method]:
+        """Return its method's class; a plain one, a control without controls, where the method is not here."""
+        return _find_kind(self.method)
 
     @property
     def label(self) -> str:
@@ -73,30 +85,46 @@ class Result:
         return None if self.metrics is None else self.metrics.get(name)
 
 
+@cache
+def _find_kind(method: str) -> type[Method]:
+    try:
+        return find_method(method)
+    except ValueError:
+        return Method
+
+
 def _label(name: str, mark: str | None) -> str:
     return name if mark is None else f"{name} ({mark})"
 
 
 def read_results(
-    curriculum: Mapping[str, Entry], read_text: ReadText, *, marks: Mapping[str, str] | None = None
+    curriculum: Mapping[str, Entry],
+    read_text: ReadText,
+    *,
+    marks: Mapping[str, str] | None = None,
+    reference: str | None = None,
 ) -> list[Result]:
     """Read what every entry left, in the curriculum's order; the untouched model first if it was scored.
 
     Args:
         marks: by pipeline stage, why its outputs are not of this run; see `provenance.judge`.
+        reference: the entry that the others are compared with; see `find_reference`.
 
     Raises:
         ValueError: a file is there but damaged.
     """
     marks = marks or {}
-    results = [_read_result(entry, read_text, marks) for entry in curriculum.values()]
+    results = [
+        replace(_read_result(entry, read_text, marks), is_chosen=entry.name == reference)
+        for entry in curriculum.values()
+    ]
     base_metrics = _read_metrics(BASE, read_text)
     if base_metrics is not None:
         first, further = _read_predictions(BASE, base_metrics, read_text)
         base = Result(
             name=BASE,
             parent=None,
-            method="untouched",
+            method=UNTOUCHED,
             latent_stage=0,
             max_latent_stage=0,
             metrics=base_metrics,
@@ -139,23 +167,39 @@ def _num_updates(result: Result) -> float:
     return max((row.get("update") or 0 for row in result.history), default=0)
 
 
-def find_last(results: Sequence[Result], method: str) -> Result | None:
-    """Find the entry that trained `method` through most entries: the end of its curriculum.
+def find_reference(results: Sequence[Result]) -> Result | None:
+    """Find the entry that the others are compared with: the chosen one, or else the last one of a main method."""
+    return next((one for one in results if one.is_chosen), None) or find_last(results, "main")
+
+
+def find_last(results: Sequence[Result], role: Role) -> Result | None:
+    """Find the entry of a role at the end of the longest chain of one method.
 
     Of several such entries the first is taken, so that a variant listed later does not replace it. Entries without
     predictions count only where no other is left.
     """
-    evaluated = [result for result in results if result.predictions]
-    return find_end(results, method, among=evaluated) or find_end(results, method, among=results)
+    ends = find_ends(results, role)
+    evaluated = [one for one in ends if one.predictions] or ends
+    return max(evaluated, key=lambda one: _depth(results, one), default=None)
+
+
+def find_ends(results: Sequence[Result], role: Role) -> list[Result]:
+    """Find for each method of a role the entry at the end of its longest chain, evaluated ones first."""
+    methods = dict.fromkeys(one.method for one in results if one.kind.role == role)
+    evaluated = [one for one in results if one.predictions]
+    ends = (find_end(results, name, among=evaluated) or find_end(results, name, among=results) for name in methods)
+    return [end for end in ends if end is not None]
 
 
 def find_end(results: Sequence[Result], method: str, *, among: Sequence[Result]) -> Result | None:
     """Find the entry among these that trained `method` through most entries of its lineage in `results`."""
+    chosen = [result for result in among if result.method == method]
+    return max(chosen, key=lambda one: _depth(results, one), default=None)
 
-    def depth(result: Result) -> int:
-        return sum(ancestor.method == method for ancestor in find_lineage(results, result.name))
 
-    return max((result for result in among if result.method == method), key=depth, default=None)
+def _depth(results: Sequence[Result], result: Result) -> int:
+    """Count the entries of a result's own method in its lineage, itself included."""
+    return sum(ancestor.method == result.method for ancestor in find_lineage(results, result.name))
 
 
 def _read_result(entry: Entry, read_text: ReadText, marks: Mapping[str, str]) -> Result:

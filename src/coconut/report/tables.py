@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from coconut.config.schema import BASE
 from coconut.evaluation.statistics import mcnemar, wilson_interval
-from coconut.report.results import Result, find_last, find_sets, find_sizes
+from coconut.report.results import Result, find_ends, find_reference, find_sets, find_sizes
 from coconut.report.svg import share_bar
 from coconut.report.text import (
     NOT_THERE,
@@ -109,7 +109,7 @@ class Table:
 
 def accuracy_table(results: Sequence[Result]) -> Table:
     """Build a table with one row per entry: its accuracy, its cost, and the paired test against `coconut`."""
-    reference = find_last(results, "coconut")
+    reference = find_reference(results)
     header = ["entry", "method", "latent stage", "accuracy [95 %]", "no answer", "generated tokens", "thoughts"]
     header += ["s/example", "train s", "updates"]
     if reference is not None:
@@ -127,9 +127,22 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     return Table(header, rows, num_text_columns=2)
 
 
+def methods_table(results: Sequence[Result]) -> Table | None:
+    """Build a table of the ends of all main methods, each tested against each other; None where there is one."""
+    ends = find_ends(results, "main")
+    if len(ends) < 2:
+        return None
+    rows = []
+    for end in ends:
+        tests = [NOTHING if other is end else format_p(paired_p(end, other)) for other in ends]
+        rows.append([end.label, end.method, format_accuracy(end), *tests])
+    header = ["entry", "method", "accuracy [95 %]", *(f"p against {end.name}" for end in ends)]
+    return Table(header, rows, num_text_columns=2)
+
+
 def sets_table(results: Sequence[Result], sets: Sequence[str]) -> Table:
     """Build a table of accuracies, one column for each test set but the first, with paired tests against `coconut`."""
-    reference = find_last(results, "coconut")
+    reference = find_reference(results)
     rows = []
     for result in results:
         row = [result.label]

@@ -20,7 +20,7 @@ from coconut.report.paper import paper_table
 from coconut.report.provenance import judge, with_origin
 from coconut.report.reading import read_folder
 from coconut.report.results import read_results
-from coconut.report.tables import accuracy_table
+from coconut.report.tables import accuracy_table, methods_table
 
 COMPARISON_DIR = OUTPUTS_DIR / "comparison"
 PARTIAL_REPORT_DIR = OUTPUTS_DIR / "partial-report"
@@ -31,8 +31,10 @@ def run_table() -> int:
     """Print one row for each entry of the curriculum, and the paper's layout where its arms were run."""
     params = load_params()
     provenance = judge(Path())
-    results = read_results(params.curriculum, read_folder(OUTPUTS_DIR), marks=provenance.marks)
-    tables = [accuracy_table(results), paper_table(results)]
+    results = read_results(
+        params.curriculum, read_folder(OUTPUTS_DIR), marks=provenance.marks, reference=params.report.reference
+    )
+    tables = [accuracy_table(results), methods_table(results), paper_table(results)]
     blocks = [table.to_text() for table in tables if table is not None]
     blocks.append(provenance.explain([result.label for result in results]))
     sys.stdout.write("\n".join(block + "\n" for block in blocks if block))

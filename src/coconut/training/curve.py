@@ -5,11 +5,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from coconut.layout import UPDATE_COLUMNS
 from coconut.training.objective import Cost
 from coconut.training.parts import Sums, add_sums, mean_loss, part_means
 
 MOST_POINTS = 400
-COLUMNS = ("update", "loss", "lr", "grad_norm")
 
 
 @dataclass
@@ -59,6 +59,6 @@ def updates_csv(points: Sequence[Sequence[float]], names: Sequence[str] = ()) ->
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *names])
+    writer.writerow([*UPDATE_COLUMNS, *names])
     writer.writerows(points)
     return text.getvalue()

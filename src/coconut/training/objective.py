@@ -135,7 +135,8 @@ class Objective:
             self._halve(num_rows)
         told = [*counts, int(stops), int(saves), num_retries]
         if self.peers.count > 1:
-            sums = self._agree_on_parts(sums)
+            if len(rows) < self.peers.count:
+                sums = self._agree_on_parts(sums)
             told = self._sum_over_processes(parameters, [part.total for part in sums.values()], told)
         num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = told
         if self.shards:
@@ -244,7 +245,7 @@ class Objective:
         return collate([views[place] for place in places], pad_id=self.pad_id, min_columns=num_passes)
 
     def _agree_on_parts(self, sums: dict[str, Part]) -> dict[str, Part]:
-        """Give every process the same parts in the same order; one without rows of its own has found none."""
+        """Give every process the same parts in the same order, where some have no row and so found no part."""
         described = self.peers.gather({name: [part.count, part.weight] for name, part in sums.items()})
         names = {name: values for found in described for name, values in found.items()}
         zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)

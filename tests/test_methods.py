@@ -1,4 +1,4 @@
-"""Which steps are gone at which stage, what mixing draws, and the removal schedule of stepwise internalisation."""
+"""Which steps are gone at which stage by which method, what mixing draws, and the schedule of stepwise removal."""
 
 import dataclasses
 import math
@@ -11,19 +11,22 @@ import pytest
 import torch
 import yaml
 
+from arms import layout_of, writer_of
 from coconut.checkpoints.meta import CheckpointMeta
+from coconut.config.methods import build_method
 from coconut.config.params import load_params, parse_params
 from coconut.config.schema import Entry, LatentConfig, Params
-from coconut.data.curriculum import ALL_STEPS, ALL_TOKENS, ViewPlan, count_removed, draw_extra, draw_plan, plan_view
+from coconut.data.layouts import ALL_STEPS, ALL_TOKENS, Layout
 from coconut.data.views import MarkerIds
+from coconut.methods.icot import draw_extra
 from coconut.training.loop import Trainer
 from coconut.training.outside import Stopped
-from coconut.training.rows import longest_reasoning, training_views
+from coconut.training.rows import training_rows
 from marks import slow_but
 from test_config import SHIPPED
 from test_loop import FakeSet, Keeper, make_entry, make_trainer, untimed, weights
 
-MARKERS = MarkerIds(60, 61, 62)
+WRITER = writer_of(MarkerIds(60, 61, 62))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,6 @@ def icot_entry(params: Params, **changes: Any) -> Entry:
         "latent_stage": 0,
         "icot_tokens_per_epoch": 2.5,
         "icot_smoothing": 4.0,
-        "icot_remove_all_at": None,
         "reset_optimizer": False,
     }
     return make_entry(params, **(values | changes))
@@ -60,55 +62,55 @@ def icot_entry(params: Params, **changes: Any) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("stage", "plan"),
+    ("stage", "layout"),
     [
-        (0, ViewPlan(0, 0, markers=True)),
-        (1, ViewPlan(1, 2, markers=True)),
-        (3, ViewPlan(3, 6, markers=True)),
-        (4, ViewPlan(ALL_STEPS, 6, markers=True)),
-        (9, ViewPlan(ALL_STEPS, 6, markers=True)),
+        (0, Layout(0, 0, markers=True)),
+        (1, Layout(1, 2, markers=True)),
+        (3, Layout(3, 6, markers=True)),
+        (4, Layout(ALL_STEPS, 6, markers=True)),
+        (9, Layout(ALL_STEPS, 6, markers=True)),
     ],
 )
-def test_up_to_the_last_stage_k_steps_go_and_beyond_it_all(stage: int, plan: ViewPlan) -> None:
-    assert plan_view("coconut", stage, latent()) == plan
+def test_up_to_the_last_stage_k_steps_go_and_beyond_it_all(stage: int, layout: Layout) -> None:
+    assert layout_of("coconut", stage, latent()) == layout
 
 
 def test_without_padding_a_training_view_has_no_more_thoughts_than_steps() -> None:
     unpadded = latent(pad_latent_to_max=False)
-    assert plan_view("coconut", 3, unpadded, num_steps=1).num_latents == 2
-    assert plan_view("coconut", 3, unpadded, num_steps=0).num_latents == 0
-    assert plan_view("coconut", 3, unpadded, num_steps=9).num_latents == 6
-    assert plan_view("coconut", 3, latent(), num_steps=1).num_latents == 6
+    assert layout_of("coconut", 3, unpadded, num_steps=1).num_latents == 2
+    assert layout_of("coconut", 3, unpadded, num_steps=0).num_latents == 0
+    assert layout_of("coconut", 3, unpadded, num_steps=9).num_latents == 6
+    assert layout_of("coconut", 3, latent(), num_steps=1).num_latents == 6
 
 
 def test_at_evaluation_the_number_of_thoughts_never_depends_on_the_gold_solution() -> None:
     for pad in (True, False):
         meta = CheckpointMeta.of("coconut", 3, latent(pad_latent_to_max=pad), prompt="plain")
-        assert meta.plan().num_latents == 6
+        assert meta.layout().num_latents == 6
 
 
 def test_the_pause_arm_has_as_many_pause_tokens_as_coconut_has_thoughts_at_its_end() -> None:
-    pause, end = plan_view("pause", 0, latent()), plan_view("coconut", 4, latent())
+    pause, end = layout_of("pause", 0, latent()), layout_of("coconut", 4, latent())
     assert dataclasses.replace(pause, slot="thought") == end
 
 
 def test_pause_as_thought_differs_from_coconut_only_in_what_fills_the_slots() -> None:
     for stage in range(6):
-        paused = plan_view("pause_as_thought", stage, latent())
-        assert dataclasses.replace(paused, slot="thought") == plan_view("coconut", stage, latent())
+        paused = layout_of("pause_as_thought", stage, latent())
+        assert dataclasses.replace(paused, slot="thought") == layout_of("coconut", stage, latent())
 
 
 def test_no_thoughts_differs_from_coconut_only_in_its_slots_and_markers() -> None:
     for stage in range(6):
-        plan = plan_view("coconut", stage, latent())
-        assert plan_view("no_thoughts", stage, latent()) == dataclasses.replace(plan, num_latents=0, markers=False)
+        layout = layout_of("coconut", stage, latent())
+        assert layout_of("no_thoughts", stage, latent()) == dataclasses.replace(layout, num_latents=0, markers=False)
 
 
 # --- mixing -----------------------------------------------------------------------------------
 
 
-def draw(entry: Entry, num_steps: int, key: object) -> ViewPlan:
-    return draw_plan(entry, num_steps, random.Random(f"{key}"))
+def draw(entry: Entry, num_steps: int, key: object) -> Layout:
+    return build_method(entry).draw_layout(num_steps, random.Random(f"{key}"), {})
 
 
 def mixed(params: Params, **changes: Any) -> Entry:
@@ -123,9 +125,9 @@ def test_mixing_draws_each_stage_from_none_to_all_steps_equally_often(params: Pa
 
 
 def test_mixing_beyond_the_last_stage_drops_all_steps_as_the_curriculum_does(params: Params) -> None:
-    plans = {draw(mixed(params), 5, key) for key in range(200)}
+    layouts = {draw(mixed(params), 5, key) for key in range(200)}
     expected = {(0, 0), (1, 1), (2, 2), (3, 3), (ALL_STEPS, 3)}
-    assert {(plan.num_dropped_steps, plan.num_latents) for plan in plans} == expected
+    assert {(layout.num_dropped_steps, layout.num_latents) for layout in layouts} == expected
 
 
 def test_mixing_applies_to_the_methods_that_have_stages(params: Params) -> None:
@@ -139,24 +141,42 @@ def test_mixing_applies_to_the_methods_that_have_stages(params: Params) -> None:
 
 def test_without_mixing_every_example_is_at_the_entrys_stage(params: Params) -> None:
     entry = mixed(params, uniform_prob=0.0)
-    assert {draw(entry, 3, key) for key in range(50)} == {plan_view("coconut", 2, entry.latent)}
+    assert {draw(entry, 3, key) for key in range(50)} == {layout_of("coconut", 2, entry.latent)}
 
 
 def test_the_generator_yields_the_same_afterwards_whatever_was_drawn(params: Params) -> None:
     after = []
     for probability in (0.0, 1.0):
         generator = random.Random("one key")
-        draw_plan(mixed(params, uniform_prob=probability), 3, generator)
+        build_method(mixed(params, uniform_prob=probability)).draw_layout(3, generator, {})
         after.append(generator.random())
     assert after[0] == after[1]
+
+
+def test_num_thoughts_parts_the_thoughts_from_the_removed_steps() -> None:
+    """Thoughts from the start: as many at every stage, and steps removed one by one."""
+    found = [layout_of("coconut", stage, latent(), num_thoughts=6, num_steps=1) for stage in (0, 1, 3, 4)]
+    assert [(layout.num_dropped_steps, layout.num_latents) for layout in found] == [
+        (0, 6),
+        (1, 6),
+        (3, 6),
+        (ALL_STEPS, 6),
+    ]
+    assert layout_of("pause_as_thought", 2, latent(), num_thoughts=5).num_latents == 5
+    assert layout_of("pause", 0, latent(), num_thoughts=5).num_latents == 5
 
 
 # --- stepwise internalisation -------------------------------------------------------------------
 
 
+def removed(entry: Entry, update: int, updates_per_epoch: int, start: int = 0) -> int:
+    parent = {"num_removed_at_end": start}
+    return build_method(entry).state_at(update, updates_per_epoch, parent)["num_removed_at_end"]
+
+
 def test_the_count_of_removed_tokens_grows_evenly_over_the_updates(params: Params) -> None:
     entry = icot_entry(params, icot_tokens_per_epoch=2.0)
-    counts = [count_removed(entry, update=update, updates_per_epoch=5) for update in range(11)]
+    counts = [removed(entry, update, 5) for update in range(11)]
     assert counts == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]
 
 
@@ -165,29 +185,29 @@ def test_at_an_epochs_end_the_count_is_exactly_what_was_asked(params: Params, to
     """With 313 updates an epoch the original removes one token every 39, so 8.03 in an epoch and 80 in ten."""
     entry = icot_entry(params, icot_tokens_per_epoch=tokens_per_epoch)
     for updates_per_epoch in (3, 313, 3000):
-        removed = count_removed(entry, update=10 * updates_per_epoch, updates_per_epoch=updates_per_epoch)
-        assert removed == round(10 * tokens_per_epoch)
+        found = removed(entry, 10 * updates_per_epoch, updates_per_epoch)
+        assert found == round(10 * tokens_per_epoch)
 
 
 def test_rounding_takes_no_token_from_the_count(params: Params) -> None:
     entry = icot_entry(params, icot_tokens_per_epoch=2.3)
     assert 3130 * 2.3 / 313 < 23
-    assert count_removed(entry, update=3130, updates_per_epoch=313) == 23
+    assert removed(entry, 3130, 313) == 23
 
 
 def test_from_the_given_count_on_all_reasoning_is_gone(params: Params) -> None:
     entry = icot_entry(params, icot_tokens_per_epoch=1.0, icot_remove_all_at=3)
-    assert [count_removed(entry, update=u, updates_per_epoch=1) for u in range(5)] == [0, 1, 2, ALL_TOKENS, ALL_TOKENS]
+    assert [removed(entry, u, 1) for u in range(5)] == [0, 1, 2, ALL_TOKENS, ALL_TOKENS]
 
 
 def test_a_child_goes_on_where_its_parent_stopped(params: Params) -> None:
     entry = icot_entry(params, icot_tokens_per_epoch=1.0)
-    assert count_removed(entry, update=2, updates_per_epoch=1, start=5) == 7
-    assert count_removed(entry, update=2, updates_per_epoch=1, start=ALL_TOKENS) == ALL_TOKENS
+    assert removed(entry, 2, 1, start=5) == 7
+    assert removed(entry, 2, 1, start=ALL_TOKENS) == ALL_TOKENS
 
 
-def test_other_methods_remove_no_tokens(params: Params) -> None:
-    assert count_removed(make_entry(params), update=10**6, updates_per_epoch=1) == 0
+def test_other_methods_keep_no_state(params: Params) -> None:
+    assert build_method(make_entry(params)).state_at(10**6, 1, {"num_removed_at_end": 3}) == {}
 
 
 def test_smoothing_draws_from_the_exponential_of_the_original() -> None:
@@ -208,7 +228,9 @@ def test_extra_tokens_are_drawn_by_row_and_epoch_alone(params: Params) -> None:
     entry = icot_entry(params, icot_smoothing=0.5)
 
     def views(rows: list[int], epoch: int) -> list[Any]:
-        return training_views(FakeSet(), rows, entry=entry, seed=0, epoch=epoch, markers=MARKERS, num_removed_tokens=1)
+        state = {"num_removed_at_end": 1}
+        shown = training_rows(FakeSet(), rows, entry=entry, seed=0, epoch=epoch, writer=WRITER, state=state)  # type: ignore[arg-type]
+        return [row.views["row"] for row in shown]
 
     assert views([3, 7, 1], 0)[1] == views([7], 0)[0]
     assert views(list(range(20)), 0) != views(list(range(20)), 1)
@@ -218,10 +240,14 @@ def test_a_row_loses_the_scheduled_tokens_and_its_extra_ones(params: Params) -> 
     dataset = FakeSet()
     entry = icot_entry(params, icot_smoothing=1.0)
     for row in range(20):
-        reasoning = [*chain.from_iterable(dataset.rows[row][1])]
-        extra = draw_plan(entry, 3, random.Random(f"view/0/{entry.name}/0/{row}")).num_dropped_tokens
-        (view,) = training_views(dataset, [row], entry=entry, seed=0, epoch=0, markers=MARKERS, num_removed_tokens=2)
-        assert view.input_ids == dataset.rows[row][0] + reasoning[2 + extra :] + dataset.rows[row][2]
+        (example,) = dataset.rows([row])
+        reasoning = [*chain.from_iterable(example.steps_ids)]
+        generator = random.Random(f"view/0/{entry.name}/0/{row}")
+        extra = build_method(entry).draw_layout(3, generator, {"num_removed_at_end": 0}).num_dropped_tokens
+        state = {"num_removed_at_end": 2}
+        (shown,) = training_rows(dataset, [row], entry=entry, seed=0, epoch=0, writer=WRITER, state=state)  # type: ignore[arg-type]
+        wanted = example.question_ids + reasoning[2 + extra :] + example.answer_ids
+        assert shown.views["row"].input_ids == wanted
 
 
 def icot_run(params: Params, **changes: Any) -> Trainer:
@@ -261,7 +287,7 @@ def test_the_optimiser_is_reset_when_a_token_goes_and_only_while_reasoning_is_le
     trainer.learner.optimizer.step = count_steps  # type: ignore[method-assign, assignment]
     trainer.fit()
     # 5 updates an epoch, 2.5 tokens: one token every second update. No chain has more than 9 tokens.
-    longest = longest_reasoning(FakeSet(), range(40))
+    longest = max(sum(map(len, example.steps_ids)) for example in FakeSet().encoded)
     assert longest == 9
     assert resets[:4] == [2, 4, 6, 8]
     assert max(resets) <= 2 * longest
@@ -277,7 +303,7 @@ def test_training_rows_lose_their_tokens_as_the_schedule_says(params: Params) ->
     entry = icot_entry(params, epochs=4, icot_tokens_per_epoch=1.0, icot_smoothing=1e9)
     trainer = make_trainer(params, entry)
     trainer.fit()
-    rows = FakeSet().rows
+    rows = FakeSet().encoded
     lengths = [(len(question) + len(answer), sum(map(len, steps))) for question, steps, answer in rows]
     expected = [sum(rest + max(0, chain - removed) for rest, chain in lengths) for removed in range(4)]
     assert [row["tokens"] for row in trainer.position.history] == expected
@@ -285,10 +311,10 @@ def test_training_rows_lose_their_tokens_as_the_schedule_says(params: Params) ->
 
 def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> None:
     trainer = icot_run(params)
-    num_removed = trainer.schedule.num_removed(trainer.position.update)
-    assert num_removed == 7
-    meta = CheckpointMeta.of("icot", 0, trainer.entry.latent, prompt="plain", num_removed_tokens=num_removed)
-    assert meta.plan() == ViewPlan(0, 0, num_dropped_tokens=7)
+    state = trainer.schedule.state_at(trainer.position.update)
+    assert state == {"num_removed_tokens": 7, "num_removed_at_end": 7}
+    meta = CheckpointMeta.of_entry(trainer.entry, prompt="plain", state=state)
+    assert meta.layout() == Layout(num_dropped_tokens=7)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +322,7 @@ def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> No
     [
         ({"icot_tokens_per_epoch": 8}, "only for method icot, found method cot; take it out"),
         ({"icot_remove_all_at": 39}, "only for method icot, found method cot"),
-        ({"method": "icot"}, "method icot needs icot_tokens_per_epoch and icot_smoothing; add both"),
+        ({"method": "icot"}, "curriculum.cot.icot_tokens_per_epoch: missing"),
         (
             {"method": "icot", "icot_tokens_per_epoch": 8, "icot_smoothing": 4, "select": "best"},
             "select: found 'best', wanted 'last' with method icot",
