@@ -16,6 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # DVC runs stages by it. A person's bash would hide what goes wrong where cron or a service starts the night.
 os.environ["SHELL"] = "/bin/sh"
+# `make test` hands these on: a make that a test starts would print "Entering directory", and take its targets' options.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "GNUMAKEFLAGS"):
+    os.environ.pop(_name, None)
 
 # What a test starts inherits this. A shell's background jobs ignore SIGINT, and some supervisors block
 # SIGTERM: tests that send them would wait for nothing.

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from coconut.report.charts import draw_updates
 from coconut.report.curves import write_curves
 from coconut.report.page import build_sections, write_report
 from coconut.report.paper import find_arms, paper_table
@@ -21,7 +23,7 @@ from coconut.report.reading import read_folder
 from coconut.report.render import draw_figures, render_html, render_markdown
 from coconut.report.results import find_reference, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
-from coconut.report.tables import Table, accuracy_table, facts_table, paired_p
+from coconut.report.tables import Table, accuracy_table, facts_table, methods_table, paired_p
 from fake_outputs import (
     CURRICULUM,
     HISTORY_HEAD,
@@ -504,6 +506,58 @@ def test_a_warm_up_with_markers_is_no_latent_stage(outputs_dir):
 def test_without_an_ablation_the_papers_table_is_left_out(outputs_dir):
     assert paper_table(read(outputs_dir)) is None
     assert "paper" not in (report(outputs_dir) / "report.md").read_text(encoding="utf-8")
+
+
+CODI = {"parent": "base", "method": "codi", "latent_stage": 0, "epochs": 1, "lr": 1e-3}
+
+
+def with_codi(outputs_dir):
+    """CODI beside the fake outputs: as right as latent_2, with the parts of its loss in its files."""
+    shutil.copytree(outputs_dir / "latent_2", outputs_dir / "codi")
+    (outputs_dir / "codi/updates.csv").write_text(
+        "update,loss,lr,grad_norm,teacher,nll,distill\n1,3.0,0.1,1.0,2.0,1.0,0.5\n2,2.0,0.1,1.0,1.5,0.5,0.25\n"
+    )
+    return CURRICULUM | {"codi": CODI}
+
+
+def test_the_reference_is_the_end_of_the_longest_chain_of_a_main_method_or_the_chosen_entry(outputs_dir):
+    curriculum = with_codi(outputs_dir)
+    results = read(outputs_dir, curriculum=curriculum)
+    assert find_reference(results).method == "coconut"
+    text = read_folder(outputs_dir)
+    chosen = read_results(fake_params(curriculum=curriculum).curriculum, text, reference="codi")
+    assert find_reference(chosen).name == "codi"
+    assert accuracy_table(chosen).header[-1] == "p against codi"
+    alone = {name: entry for name, entry in curriculum.items() if entry["method"] != "coconut"}
+    assert find_reference(read(outputs_dir, curriculum=alone)).name == "codi"
+
+
+def test_two_main_methods_stand_beside_each_other_with_paired_tests(outputs_dir):
+    results = read(outputs_dir, curriculum=with_codi(outputs_dir))
+    table = methods_table(results)
+    assert [row[1] for row in table.rows] == ["coconut", "codi"]
+    assert table.rows[0][4] == table.rows[1][3], "a paired test is symmetric"
+    assert methods_table(read(outputs_dir)) is None
+
+
+def test_every_part_of_a_loss_is_drawn(outputs_dir):
+    curriculum = with_codi(outputs_dir)
+    titles = [chart.title for chart in draw_updates(read(outputs_dir, curriculum=curriculum))]
+    assert [title for title in titles if title.startswith("Training loss: ")] == [
+        "Training loss: teacher",
+        "Training loss: nll",
+        "Training loss: distill",
+    ]
+    page = (report(outputs_dir, curriculum=curriculum) / "report.html").read_text(encoding="utf-8")
+    assert "Training loss: distill" in page
+    assert "Methods beside each other" in page
+
+
+def test_a_method_that_is_not_here_any_more_is_a_control_without_controls(outputs_dir):
+    results = [replace(one, method="gone") if one.method == "coconut" else one for one in read(outputs_dir)]
+    assert find_reference(results) is None
+    assert {one.kind.role for one in results if one.method == "gone"} == {"control"}
+    assert accuracy_table(results).rows
 
 
 def test_without_a_coconut_entry_nothing_is_paired(outputs_dir):
