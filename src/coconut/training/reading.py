@@ -15,6 +15,7 @@ from coconut.data.collator import Batch
 from coconut.data.encoding import EncodedExample
 from coconut.data.views import View
 from coconut.methods import Part
+from coconut.model.batch import latent_columns
 from coconut.model.latent import supervised_nll
 from coconut.model.passes import PlainPasses
 from coconut.peers import Peers
@@ -134,9 +135,14 @@ class Reading:
 
     @property
     def thoughts(self) -> Tensor:
-        """The vectors that were fed back, B x K x D, with gradients; all rows must have as many."""
-        assert self.fed, f"list {self.name!r} in reads_thoughts of the method, so that its thoughts are kept"
+        """The vectors that were fed back, B x K x D, with gradients; see `is_fed` for rows with fewer."""
+        assert self.fed, f"no row has a thought, or {self.name!r} is missing in reads_thoughts of the method"
         return torch.stack(list(self.fed), dim=1)
+
+    @property
+    def is_fed(self) -> Tensor:
+        """Whether each row has a thought in each of the K slots, B x K."""
+        return self.batch.is_latent_BT[:, latent_columns(self.batch)]
 
     # --- from one reading of an update to the next ---
 
