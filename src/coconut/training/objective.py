@@ -113,7 +113,8 @@ class Objective:
 
         Raises:
             PeerLostError: another process has ended.
-            NoRoomError: memory ran out, and with shards this process cannot do the update again by itself.
+            NoRoomError: memory ran out, and this process cannot do the update again by itself: with shards, and where
+                several processes read rows in several layouts.
             MethodError: the method has failed in its own file.
         """
         readings = self.method.readings
@@ -128,7 +129,8 @@ class Objective:
                 num_rows = min(self.micro_batch, len(self.peers.own(len(rows))))
                 if num_rows <= 1 or not is_out_of_memory(error):
                     raise
-                if self.shards:
+                # Between two readings processes tell each other what they kept, so that none can begin again alone.
+                if self.shards or (self.peers.count > 1 and len(readings) > 1):
                     raise NoRoomError("micro_batch", num_rows) from error
             # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
             num_retries += 1
@@ -307,7 +309,7 @@ def _views(rows: Sequence[TrainingRow], reading: str) -> list[View]:
 
 def _share(part: Part) -> Tensor:
     """Return what a part of a micro-batch adds to the loss of the update."""
-    mean = part.total / max(1, part.count)
+    mean = part.total.float() / max(1, part.count)
     return mean if part.weight == 1 else part.weight * mean
 
 
