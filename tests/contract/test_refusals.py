@@ -92,7 +92,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expect_refusal(project: Path, words: list[str]) -> None:
-    done = run(project, "python", "stages/params.py", is_checked=False)
+    done = run(project, "python", "stages/params.py", is_checked=False, timeout_s=60)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "| ERROR " in line]
