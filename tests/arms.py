@@ -36,6 +36,13 @@ def rows_of(views: Sequence[View]) -> list[TrainingRow]:
     return [TrainingRow(None, {"row": view}, 0) for view in views]  # type: ignore[arg-type]
 
 
+class Numbers:
+    """A tokenizer whose text is the ids themselves."""
+
+    def decode(self, ids: Sequence[int], **_options: bool) -> str:
+        return " ".join(map(str, ids))
+
+
 def writer_of(markers: MarkerIds) -> ViewWriter:
-    """Return a writer for layouts that leave the wording of answers as it is."""
-    return ViewWriter(None, markers)  # type: ignore[arg-type]
+    """Return a writer of ids without words, for layouts that leave the wording of answers as it is."""
+    return ViewWriter(Numbers(), markers)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from coconut.config.methods import method_names
 from coconut.config.params import load_params
 from coconut.data import collator
 from coconut.data.collator import collate
+from coconut.data.encoding import EncodedExample
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import View
 from coconut.model import feedback as feedback_module
@@ -312,16 +313,14 @@ def memory() -> dict[str, Any]:
     wanted = gradient(CPU)
     found = {}
     for text in TEXTS:
-        real = objective.latent_nll
+        real = objective.read_columns
 
-        def limited(
-            model: Any, feedback: Any, batch: Any, *rest: Any, text: str = text, real: Any = real, **more: Any
-        ) -> Any:
+        def limited(passes: Any, feedback: Any, batch: Any, text: str = text, real: Any = real) -> Any:
             if len(batch.input_ids_BT) > 2:
                 raise RuntimeError(text)
-            return real(model, feedback, batch, *rest, **more)
+            return real(passes, feedback, batch)
 
-        with mock.patch.object(objective, "latent_nll", limited):
+        with mock.patch.object(objective, "read_columns", limited):
             got = gradient(PRETEND)
         found[text] = float((got - wanted).norm() / wanted.norm())
     return found
@@ -363,8 +362,8 @@ def generation() -> dict[str, bool]:
 class ListedSet(FakeSet):
     """As an evaluation reads it."""
 
-    def examples(self) -> Iterator[tuple[list[int], list[list[int]], list[int]]]:
-        return iter(self.rows)
+    def examples(self) -> Iterator[EncodedExample]:
+        return iter(self.encoded)
 
 
 def opened() -> dict[str, bool]:

@@ -436,14 +436,14 @@ def limited(method, rows_of, lasts):
     left = [lasts]
     def call(self, first, *others, **named):
         left[0] -= 1
-        if os.environ.get("RANK") == "1" and left[0] < 0 and rows_of(first) > 3:
+        if os.environ.get("RANK") == "1" and left[0] < 0 and rows_of(first, *others) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return method(self, first, *others, **named)
     return call
 
-Objective._collate = limited(Objective._collate, len, 20)
+Objective._read = limited(Objective._read, lambda name, rows, places, *_: len(places), 20)
 if VALIDATES:
-    Evaluator._decode_batch = limited(Evaluator._decode_batch, len, 2)
+    Evaluator._decode_batch = limited(Evaluator._decode_batch, lambda prompts, *_: len(prompts), 2)
 """
 
 

@@ -51,14 +51,14 @@ def make_views(num_rows: int = len(VIEWS_OF), num_thoughts: int | None = None) -
 
 def limit_rows(objective: Objective, room: int) -> None:
     """Let larger micro-batches run out of memory, as on a device that others use too."""
-    nll = objective._nll
+    read = objective._read
 
-    def limited(batch, keys_B, num_passes):
-        if len(batch.input_ids_BT) > room:
+    def limited(name, rows, places, *rest):
+        if len(places) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return nll(batch, keys_B, num_passes)
+        return read(name, rows, places, *rest)
 
-    objective._nll = limited
+    objective._read = limited
 
 
 @contextmanager
