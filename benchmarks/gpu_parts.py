@@ -28,7 +28,18 @@ from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.training.objective import Objective
-from workload import Update, alternate, make_views, peak_mb, plain, share_optimizer, synchronize, with_thoughts
+from workload import (
+    Update,
+    alternate,
+    as_rows,
+    default_method,
+    make_views,
+    peak_mb,
+    plain,
+    share_optimizer,
+    synchronize,
+    with_thoughts,
+)
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is used first.
 ROOT = Path(__file__).parents[1]
@@ -198,8 +209,8 @@ def memory(device: str, *, small: bool) -> Found:
     needed_mb = torch.cuda.memory_allocated() / 1e6 + peak_mb(lambda: latent_nll(model, Feedback(), one)[0].backward())
     total_mb = torch.cuda.get_device_properties(0).total_memory / 1e6
     torch.cuda.set_per_process_memory_fraction(min(1.0, 1.2 * needed_mb / total_mb))
-    objective = Objective(model, Feedback(), Accelerator(), 0, micro_batch=64)
-    cost = objective.accumulate(views, dict(model.named_parameters()))
+    objective = Objective(model, Feedback(), Accelerator(), 0, micro_batch=64, method=default_method())
+    cost = objective.accumulate(as_rows(views), dict(model.named_parameters()))
     problems = [] if objective.num_oom_retries else ["memory never ran out, though the limit was set for 8 rows of 64"]
     return found | {"retries": objective.num_oom_retries, "micro_batch": objective.micro_batch, "loss": cost.loss,
                     "problems": problems}  # fmt: skip

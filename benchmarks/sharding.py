@@ -57,7 +57,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
     from coconut.training.learner import Learner
     from coconut.training.objective import Objective
     from coconut.training.sharding import load_sharded
-    from workload import make_views
+    from workload import as_rows, default_method, make_views
 
     params = load_params(HERE.parent / "params.yaml")
     accelerator = build_accelerator(params.runtime, precision)
@@ -79,14 +79,23 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
         model = shards.model
     learner = Learner(model, Feedback(), params.train)
     objective = Objective(
-        model, Feedback(), accelerator, 0, micro_batch=1, options=PassOptions(fast=False), peers=peers, shards=shards
+        model,
+        Feedback(),
+        accelerator,
+        0,
+        micro_batch=1,
+        method=default_method(),
+        options=PassOptions(fast=False),
+        peers=peers,
+        shards=shards,
     )
     views = make_views(4, num_latents=num_thoughts, question=(4, 8), supervised=(2, 4))
     for view in views:
         view.input_ids[:] = [index % 4096 for index in view.input_ids]
         view.labels[:] = [label if label < 0 else label % 4096 for label in view.labels]
+    rows = as_rows(views)
     for _ in range(2):
-        objective.accumulate(views, learner.parameters)
+        objective.accumulate(rows, learner.parameters)
         learner.clip_gradients()
         learner.step(1e-5)
     peaks = peers.gather(peak.largest - peak.before)

@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from coconut.config.methods import find_method
+from coconut.config.schema import LatentConfig
 from coconut.data.collator import Batch, collate
+from coconut.data.encoding import EncodedExample
 from coconut.data.views import IGNORED, View
+from coconut.methods import DEFAULT, Method
 from coconut.model.fast import layers, products
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll, supervised_nll
 from coconut.model.passes import PassOptions, PlainPasses
+from coconut.training.rows import TrainingRow
 
 VOCAB_SIZE = 50260
 Nll = Callable[[PreTrainedModel, Batch, PassOptions], tuple[Tensor, int]]
@@ -49,6 +54,17 @@ def make_views(
         labels = [IGNORED] * (len(prompt) + num_latents) + target
         views.append(View(ids, labels, prefix_length=len(prompt), num_slots=num_latents, num_thoughts=num_latents))
     return views
+
+
+def default_method() -> Method:
+    """The method whose loss is that of the text, with thoughts as many as the views say."""
+    kind = find_method(DEFAULT)
+    return kind(0, LatentConfig(1, 1, True, False, 0.0, "hidden[-1]", 0), kind.Keys())
+
+
+def as_rows(views: Sequence[View]) -> list[TrainingRow]:
+    """Views as an update shows them that reads each row in one layout."""
+    return [TrainingRow(EncodedExample([], [], []), {"row": view}, 0) for view in views]
 
 
 def make_batch(num_rows: int, device: str, **options: Any) -> Batch:

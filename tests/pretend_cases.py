@@ -129,7 +129,7 @@ def methods() -> dict[str, float]:
     for method in method_names():
         both = []
         for device in (CPU, PRETEND):
-            trainer = make_trainer(device, method=method, latent_stage=0)
+            trainer = make_trainer(device, method=method)
             trainer.update([0, 1, 2, 3])
             gradients = [p.grad for p in trainer.learner.parameters.values()]
             both.append(torch.cat([g.flatten().cpu() for g in gradients if g is not None]))
