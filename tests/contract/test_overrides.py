@@ -29,6 +29,7 @@ WORDS = {
     "sharding": "update",
     "launcher": "srun",
     "tracker": "tensorboard",
+    "reference": "cot",
     "format": "generated",
 }
 """Another value for keys that hold text, by the last part of the key; `all` and `auto` become a number."""
