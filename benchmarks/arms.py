@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from coconut.config.params import load_params
 from coconut.evaluation.statistics import mean_interval
-from coconut.report.results import Result, find_lineage, read_folder, read_results
+from coconut.report.reading import read_folder
+from coconut.report.results import Result, find_lineage, read_results
 from coconut.report.tables import Table
 
 Curve = list[tuple[float, float]]

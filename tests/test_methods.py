@@ -1,10 +1,12 @@
 """Which steps are gone at which stage by which method, what mixing draws, and the schedule of stepwise removal."""
 
 import dataclasses
+import json
 import math
 import random
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 import yaml
 
 from arms import layout_of, writer_of
-from coconut.checkpoints.meta import CheckpointMeta
+from coconut.checkpoints.meta import CheckpointMeta, read_meta
 from coconut.config.methods import build_method
 from coconut.config.params import load_params, parse_params
 from coconut.config.schema import Entry, LatentConfig, Params
@@ -164,6 +166,22 @@ def test_num_thoughts_parts_the_thoughts_from_the_removed_steps() -> None:
     ]
     assert layout_of("pause_as_thought", 2, latent(), num_thoughts=5).num_latents == 5
     assert layout_of("pause", 0, latent(), num_thoughts=5).num_latents == 5
+
+
+@pytest.mark.parametrize(("method", "stage"), [("coconut", 2), ("pause_as_thought", 2), ("pause", 0)])
+def test_a_checkpoint_holds_num_thoughts_where_its_entry_has_it(
+    params: Params, tmp_path: Path, method: str, stage: int
+) -> None:
+    plain = CheckpointMeta.of_entry(make_entry(params, method=method, latent_stage=stage), prompt="plain", state={})
+    assert "num_thoughts" not in plain.to_json()
+    entry = make_entry(params, method=method, latent_stage=stage, num_thoughts=5)
+    meta = CheckpointMeta.of_entry(entry, prompt="plain", state={})
+    for one, number in ((plain, 2 if stage else 4), (meta, 5)):
+        (tmp_path / "coconut.json").write_text(json.dumps(one.to_json()))
+        read = read_meta(tmp_path)
+        assert read == one
+        assert read.layout().num_latents == number
+    assert meta.layout_at(0).num_latents == 5
 
 
 # --- stepwise internalisation -------------------------------------------------------------------
@@ -322,6 +340,10 @@ def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> No
     [
         ({"icot_tokens_per_epoch": 8}, "only for method icot, found method cot; take it out"),
         ({"icot_remove_all_at": 39}, "only for method icot, found method cot"),
+        (
+            {"num_thoughts": 5},
+            "num_thoughts: only for method coconut or codi or pause or pause_as_thought, found method cot; take it out",
+        ),
         ({"method": "icot"}, "curriculum.cot.icot_tokens_per_epoch: missing"),
         (
             {"method": "icot", "icot_tokens_per_epoch": 8, "icot_smoothing": 4, "select": "best"},
@@ -330,7 +352,7 @@ def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> No
         ({"method": "icot", "icot_tokens_per_epoch": 0, "icot_smoothing": 4}, "icot_tokens_per_epoch: found 0"),
     ],
 )
-def test_mistakes_in_an_icot_entry_are_named(changes: dict[str, Any], message: str) -> None:
+def test_keys_that_do_not_go_with_the_method_are_named(changes: dict[str, Any], message: str) -> None:
     tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     tree["curriculum"]["cot"] |= changes
     with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ import yaml
 
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.stage_code import method_scripts, stage_code
+from inprocess import make_folder, succeed
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -95,14 +96,71 @@ def test_the_digests_are_written_from_all_our_code() -> None:
     assert STAGES["code"]["outs"] == ["outputs/code"]
 
 
-@pytest.mark.parametrize("script", sorted({script_of(stage) for stage in STAGES} - {"stages/digest_code.py"}))
-def test_the_code_of_a_stage_is_all_that_it_imports_and_that_can_change_a_result(script: str) -> None:
+@pytest.mark.parametrize(
+    "script", [*sorted({script_of(stage) for stage in STAGES} - {"stages/digest_code.py"}), *method_scripts(ROOT)]
+)
+def test_the_code_of_a_stage_or_method_is_all_that_it_imports_and_that_can_change_a_result(script: str) -> None:
     paths = {path.relative_to(ROOT) for path in closure(ROOT / script)}
     wanted = {path for path in paths if path.parts[0] != "src" or path.parts[2] not in CANNOT_CHANGE_BYTES}
     counted = stage_code(script, ROOT)
     assert {Path(name) for name in counted if name.endswith(".py")} == wanted
     beside = {name for name in counted if not name.endswith(".py")}
     assert ("src/coconut/report/templates/curves.json" in beside) == (script == "stages/report.py")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with code of its own, to be edited."""
+    project = make_folder(tmp_path / "project", {})
+    (project / "src").unlink()
+    shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    return project
+
+
+def digests(project: Path) -> dict[str, str]:
+    """The files of digests as the stage `code` leaves them."""
+    succeed(project, "digest_code")
+    folder = project / "outputs/code"
+    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def test_an_edited_method_changes_its_own_digests_alone_and_what_all_share_those_of_all(project: Path) -> None:
+    methods = project / "src/coconut/methods"
+    before = digests(project)
+    of_methods = {f"methods/{Path(script).stem}.txt" for script in method_scripts(ROOT)}
+    assert of_methods < before.keys()
+
+    append(methods / "pause.py", "# A comment.\n")
+    assert differing(before, digests(project)) == set()
+    append(methods / "pause.py", "EDITED = 1\n")
+    after = digests(project)
+    assert differing(before, after) == {"methods/pause.txt"}
+    append(project / "src/coconut/data/layouts.py", "EDITED = 1\n")
+    assert of_methods < differing(after, digests(project))
+
+
+def test_a_new_method_and_a_module_beside_it_change_no_other_digests(project: Path) -> None:
+    methods = project / "src/coconut/methods"
+    before = digests(project)
+    shutil.copy(methods / "cot.py", methods / "mine.py")
+    append(methods / "mine.py", "from coconut.methods._beside import NUMBER\n")
+    (methods / "_beside.py").write_text("NUMBER = 1\n")
+    new = digests(project)
+    assert differing(before, new) == {"methods/mine.txt"}
+    assert new["methods/mine.txt"].count("src/coconut/methods/_beside.py") == 1
+
+    (methods / "_beside.py").write_text("NUMBER = 2\n")
+    assert differing(new, digests(project)) == {"methods/mine.txt"}
+    (methods / "mine.py").unlink()
+    assert differing(before, digests(project)) == set(), "a method that is gone leaves no digests"
 
 
 def test_no_stage_depends_on_knobs_that_cannot_change_a_result() -> None:
