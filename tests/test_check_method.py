@@ -4,10 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 import coconut.methods
+from arms import make_method, rows_of
 from coconut import check_method
 from coconut.config.methods import find_method, method_names
+from coconut.data.views import View
+from coconut.model.feedback import Feedback
+from coconut.model.passes import PassOptions
+from coconut.training.objective import Objective
+from tiny_models import build_tiny_model
 
 HEAD = """
 import itertools, random
@@ -154,3 +161,26 @@ def test_an_exception_in_a_method_names_its_file_and_line(write_method: Callable
 def test_an_unknown_method_is_told_which_there_are() -> None:
     with pytest.raises(ValueError, match="did you mean codi"):
         check_method("cody")
+
+
+def test_the_thoughts_of_a_reading_are_those_of_slots_alone_however_often_a_batch_is_cut(
+    write_method: Callable[[str, str], str],
+) -> None:
+    """Sharded processes read in step: a batch is cut into as many passes as the longest one of them needs."""
+    name = write_method(
+        "watching",
+        """
+class Mine(Coconut):
+    reads_thoughts = ("row",)
+    def loss(self, reading):
+        return {"nll": reading.nll(), "fed": reading.mean_over_rows(reading.thoughts.square().sum(dim=(1, 2)))}
+""",
+    )
+    model = build_tiny_model("gpt2").train()
+    views = [View([5, 6, 7, 62, 62, 8, 9, 10], [-100] * 6 + [9, 10], prefix_length=3, num_slots=2, num_thoughts=2)]
+    found = []
+    for num_passes in (0, 3, 5):
+        options = PassOptions(fast=False, num_passes=num_passes)
+        objective = Objective(model, Feedback(), Accelerator(cpu=True), 0, 1, make_method(name), options=options)
+        found.append(objective.accumulate(rows_of(views), dict(model.named_parameters())).parts["fed"][0])
+    assert found == pytest.approx([found[0]] * 3)

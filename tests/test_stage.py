@@ -148,12 +148,14 @@ def test_the_first_stage_refuses_a_layer_that_a_later_one_would_lack(encoded: Pa
     )
 
 
-def test_an_entrys_own_thoughts_that_do_not_fit_the_positions_are_an_error(encoded: Path) -> None:
-    succeed(encoded, "train@cot")
+def test_an_entrys_own_thoughts_that_do_not_fit_the_positions_are_an_error_before_any_entry_trains(
+    encoded: Path,
+) -> None:
     write_params(encoded, {"curriculum.latent_1.c_thought": 60})
-    error = stage(encoded, "train@latent_1").error
+    error = stage(encoded, "train@cot").error
     assert "curriculum.latent_1.method: row " in error
     assert "columns in a layout of method coconut, wanted at most the model's" in error
+    assert "take fewer thoughts (c_thought, max_latent_stage, num_thoughts)" in error
 
 
 def test_thoughts_that_an_entry_never_shows_need_no_positions(encoded: Path) -> None:

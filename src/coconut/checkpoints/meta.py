@@ -148,7 +148,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
         # Keys with a default were added later: checkpoints from before them are still read.
         required = set(_FIELDS) - set(_LATE)
         if not required <= found.keys() <= {*_FIELDS, *_NO_STATE, *names}:
-            wanted = sorted({*_FIELDS, *names})
+            wanted = sorted({*_FIELDS, *_NO_STATE, *names})
             raise ValueError(f"found {sorted(found)!s:.300}, wanted exactly the keys {wanted}")
         assert method is not None, "its name is among the required keys"
         keys = {name: found.pop(name) for name in method.asked_with if name in found}

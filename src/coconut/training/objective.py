@@ -22,11 +22,12 @@ from coconut.data.collator import Batch, collate
 from coconut.data.views import View
 from coconut.devices import is_out_of_memory
 from coconut.methods import Part
+from coconut.model.batch import latent_columns
 from coconut.model.choice import open_passes
 from coconut.model.dropout import draw_keys, has_dropout
 from coconut.model.feedback import Feedback
 from coconut.model.latent import read_columns
-from coconut.model.passes import PassOptions
+from coconut.model.passes import PassOptions, cut
 from coconut.model.thoughts import SlotFeedback
 from coconut.peers import NoRoomError, Peers
 from coconut.training.parts import Sums, mean_loss
@@ -224,7 +225,7 @@ class Objective:
                     batch=on_device,
                     hidden_BTD=read_columns(passes, feedback, on_device),
                     layers=passes.states(),
-                    fed=feedback.entered if isinstance(feedback, SlotFeedback) else (),
+                    fed=_fed(feedback, on_device, options) if isinstance(feedback, SlotFeedback) else (),
                     passes=passes,
                     modules=self.modules,
                     facts=facts,
@@ -305,6 +306,15 @@ class Objective:
 
 def _views(rows: Sequence[TrainingRow], reading: str) -> list[View]:
     return [row.views[reading] for row in rows]
+
+
+def _fed(feedback: SlotFeedback, batch: Batch, options: PassOptions) -> list[Tensor]:
+    """Return what entered the slots. Cuts that are no slots, by which processes read in step, feed nothing."""
+    thinking = latent_columns(batch)
+    if feedback.parallel_iterations:
+        return feedback.entered
+    cuts = cut(thinking, batch.input_ids_BT.shape[1], options.num_passes)
+    return [vector_BD for column, vector_BD in zip(cuts, feedback.entered, strict=True) if column in thinking]
 
 
 def _share(part: Part) -> Tensor:
