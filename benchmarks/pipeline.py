@@ -49,12 +49,9 @@ def install():
             return spec
     sys.meta_path.insert(0, Finder())
     def write():
-        from coconut.pipeline.fork_client import is_fork
-        wall = 0.0 if is_fork() else time.time() - STARTED  # A fork's is that of the process which waits for it.
         with open(os.environ["BENCH_PROBE"], "a") as file:
-            file.write(json.dumps({"argv": sys.argv, "wall": wall, **spent}) + "\\n")
+            file.write(json.dumps({"argv": sys.argv, "wall": time.time() - STARTED, **spent}) + "\\n")
     atexit.register(write)
-    os.register_at_fork(after_in_child=spent.clear)
 if os.environ.get("BENCH_PROBE") and sys.argv and sys.argv[0].startswith("stages/"):
     install()
 """
@@ -93,18 +90,8 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
         started = time.perf_counter()
         subprocess.run(["dvc", "repro", "-q"], cwd=tree, env=environment, check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - started
-        stages = _merge([json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()])
+        stages = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
     return _account(wall, stages)
-
-
-def _merge(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add up what the processes of each stage left: the one that DVC started, and the fork that did its work."""
-    stages: dict[tuple[str, ...], dict[str, Any]] = {}
-    for line in lines:
-        stage = stages.setdefault(tuple(line.pop("argv")), {})
-        for key, value in line.items():
-            stage[key] = stage.get(key, 0.0) + value
-    return [{"argv": list(words), **stage} for words, stage in stages.items()]
 
 
 def _account(wall: float, stages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,40 +1,30 @@
 """Pipeline stage `base`: the model every curriculum starts from, with the markers in its vocabulary."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-# Before the installed package: `dvc exp run --temp` and the queue work in a copy, whose code is the one that counts.
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # This work tree's code, whichever is installed.
 
-from coconut.pipeline.stage import begin
-
-if __name__ == "__main__":
-    inputs = begin()
-    from coconut.pipeline.launch import share_imports
-
-    share_imports()
-
-from coconut.checkpoints.origin import prepare_base
-from coconut.checkpoints.tensors import save_tensors
-from coconut.config.params import load_params
-from coconut.config.schema import BASE
-from coconut.data.examples import Example, read_examples
-from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir, optimizer_file
-from coconut.pipeline.stage import run_stage
+from coconut.pipeline.stage import Work, run_script
 
 
-def read_all() -> Iterator[Example]:
-    """Read every split: a vocabulary without the test set's words could not even ask its questions."""
-    for split in SPLITS:
-        yield from read_examples(EXAMPLES_DIR / f"{split}.jsonl")
+def load() -> Work:
+    from coconut.checkpoints.origin import prepare_base
+    from coconut.checkpoints.tensors import save_tensors
+    from coconut.config.params import load_params
+    from coconut.config.schema import BASE
+    from coconut.data.examples import read_examples
+    from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir, optimizer_file
 
+    def main() -> None:
+        """Write `outputs/base/checkpoint`, and that its optimiser starts fresh."""
+        # Every split: a vocabulary without the test set's words could not even ask its questions.
+        examples = (example for split in SPLITS for example in read_examples(EXAMPLES_DIR / f"{split}.jsonl"))
+        prepare_base(load_params(), examples, checkpoint_dir(BASE))
+        save_tensors({}, optimizer_file(BASE))
 
-def main() -> None:
-    """Write `outputs/base/checkpoint`, and that its optimiser starts fresh."""
-    prepare_base(load_params(), read_all(), checkpoint_dir(BASE))
-    save_tensors({}, optimizer_file(BASE))
+    return main
 
 
 if __name__ == "__main__":
-    run_stage(main, "base", inputs=inputs)
+    run_script(load, "base")

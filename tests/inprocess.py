@@ -7,6 +7,7 @@ import os
 import runpy
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Ended:
 def stage(project: Path, name: str) -> Ended:
     """Run `preprocess`, `train@cot` and so on in `project`; an error that is no user's mistake comes through."""
     script, *arguments = name.split("@")
-    main = runpy.run_path(str(ROOT / "stages" / f"{script}.py"), run_name="stage")["main"]
+    work = runpy.run_path(str(ROOT / "stages" / f"{script}.py"), run_name="stage")["load"]()
     terminal, exit_code = io.StringIO(), 0
     before = Path.cwd()
     os.chdir(project)
@@ -49,7 +50,7 @@ def stage(project: Path, name: str) -> Ended:
     try:
         with contextlib.redirect_stderr(terminal), contextlib.redirect_stdout(terminal):
             try:
-                run_stage(main, name, *arguments)
+                run_stage(partial(work, *arguments, None) if arguments else work, name)
             except SystemExit as end:
                 exit_code = int(end.code or 0)
     finally:

@@ -84,7 +84,7 @@ def base():
     Path("outputs/base").write_text("base\\n")
 
 name = sys.argv[1]
-run_stage(base if name == "base" else train, name, *([] if name == "base" else [name]))
+run_stage(base if name == "base" else lambda: train(name), name)
 """
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from coconut.config.params import load_params, parse_params
+from coconut.config.params import REMOVED, load_params, parse_params
 from coconut.config.strict import read_yaml
 
 SHIPPED = Path(__file__).parents[1] / "recipes/arithmetic.yaml"
@@ -132,6 +133,19 @@ def test_a_mistake_is_one_message_that_names_the_key(tree: dict[str, Any], key: 
     put(tree, key, value)
     with pytest.raises(ValueError, match=message):
         parse_params(tree)
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_key_that_is_no_more_is_refused_in_the_work_tree_but_not_in_an_experiment_of_then(
+    tree: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    now = parse_params(tree)
+    put(tree, key, True)
+    assert parse_params(tree) == now
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"params\.yaml: {re.escape(key)}: removed, .*; take it out$"):
+        load_params(path)
 
 
 @pytest.mark.parametrize(

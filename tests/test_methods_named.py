@@ -9,7 +9,6 @@ from coconut.config.methods import method_names
 SOURCES = Path(__file__).parents[1] / "src/coconut"
 OTHER_MEANINGS = {
     ("cli.py", "coconut"): "the command's own name",
-    ("pipeline/fork_server.py", "coconut"): "the package",
     ("pipeline/night.py", "coconut"): "the package, run as `python -m coconut`",
     ("pipeline/branches.py", "coconut"): "the package, run as `python -m coconut`",
     ("pipeline/launch.py", "coconut"): "the package, run as `python -m coconut`",

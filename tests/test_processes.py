@@ -455,9 +455,9 @@ def test_sharded_training_begins_again_with_what_fits_into_memory(kind: str, enc
     changes = {"runtime.sharding": kind, "runtime.save_every_s": 0, "curriculum.cot.epochs": 6}
     write_params(project, changes | {"train.precision": "fp32" if kind == "update" else "bf16"})
     script = project / "stages/train.py"
-    head, main = script.read_text().split("\ndef main", 1)
+    head, load = script.read_text().split("\ndef load", 1)
     limits = OUT_OF_MEMORY.replace("VALIDATES", str(kind == "pass"))
-    script.write_text(f"{head}\nimport os\n{limits}\ndef main{main}")
+    script.write_text(f"{head}\nimport os\n{limits}\ndef load{load}")
     shown = run(project, "dvc", "repro", "train@cot")
     said = shown.stdout + shown.stderr
     assert "process 1: out of memory with 8 rows at once; 4 are tried next, from the last saved state on" in said
@@ -476,23 +476,22 @@ def test_sharded_training_begins_again_with_what_fits_into_memory(kind: str, enc
 SCRIPT = """
 import errno, os, sys
 sys.path.insert(0, "src")
-from coconut.pipeline.stage import begin
-if __name__ == "__main__":
-    inputs = begin()
-from coconut.pipeline.launch import share_out
-share_out(inputs)
-from coconut.devices import build_accelerator, peers_of
-from coconut.config.params import load_params
-from coconut.pipeline.stage import run_stage
+from coconut.pipeline.stage import run_script
 
-def main():
-    peers = peers_of(build_accelerator(load_params().runtime, "fp32"))
-    peers.wait()
-    if peers.rank == 1:
-        FAIL
-    peers.wait()
+def load():
+    from coconut.devices import build_accelerator, peers_of
+    from coconut.config.params import load_params
 
-run_stage(main, "train@cot")
+    def main(entry, inputs):
+        peers = peers_of(build_accelerator(load_params().runtime, "fp32"))
+        peers.wait()
+        if peers.rank == 1:
+            FAIL
+        peers.wait()
+
+    return main
+
+run_script(load, "train", of_entry=True, is_shared=True, guards_itself=True)
 """
 
 

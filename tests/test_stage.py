@@ -16,7 +16,7 @@ from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.signals import GRACE_S
 from coconut.pipeline.stage import run_stage
 from inprocess import canonical_splits, make_folder, stage, succeed, sums, write_rows
-from project import ROOT, environment, write_params
+from project import ROOT, environment, run, write_params
 
 SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
 # Many rows, so that the stage is at work for seconds; it waits for its raw files at the first.
@@ -27,11 +27,40 @@ LONG = {
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_begins_before_it_imports_anything_slow(path: Path) -> None:
+def test_a_script_imports_nothing_but_its_frame_before_it_begins(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    begins = next(n for n, node in enumerate(tree.body) if "inputs = begin()" in ast.unparse(node))
-    ours = [ast.unparse(node) for node in tree.body[:begins] if "coconut" in ast.unparse(node)]
-    assert ours == ["from coconut.pipeline.stage import begin"]
+    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [one.rpartition(" import ")[0] for one in imports] == ["", "from pathlib", "from coconut.pipeline.stage"]
+    assert ast.unparse(tree.body[-1]).startswith("if __name__ == '__main__':\n    run_script(load, ")
+
+
+SCRIPT = """
+import gc, signal
+from coconut.pipeline.stage import run_script
+
+def load():
+    print("loads", signal.getsignal(signal.SIGTERM).__name__, gc.isenabled())
+    return lambda entry, inputs: print("works", entry, inputs and inputs.stage, gc.isenabled())
+
+run_script(load, "train", of_entry=True)
+"""
+
+
+def test_a_script_begins_then_imports_then_works(tmp_path: Path) -> None:
+    """By hand it works without inputs; its log has the stage's name in any case."""
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (tmp_path / "stage.py").write_text(SCRIPT)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  train:\n    foreach: ${curriculum}\n    do: {cmd: 'python stage.py ${key}'}"
+    )
+    (tmp_path / "params.yaml").write_text("curriculum: {cot: {}}")
+    for entry, name, inputs in (("cot", "train-cot", "train@cot"), ("base", "train_base", "None")):
+        done = run(tmp_path, "python", "stage.py", entry)
+        assert done.stdout == f"loads _end False\nworks {entry} {inputs} True\n"
+        assert (tmp_path / f"outputs/logs/{name}.log").exists()
+    done = run(tmp_path, "python", "stage.py", check=False)
+    assert done.returncode == 2
+    assert "the following arguments are required: entry" in done.stderr
 
 
 def test_beginning_needs_no_torch() -> None:
@@ -124,7 +153,7 @@ def test_code_that_was_edited_since_the_pipeline_began_is_refused_before_anythin
     for cure in (lambda: None, (project / "outputs/code/preprocess.txt").unlink):
         cure()
         with pytest.raises(SystemExit):
-            run_stage(pytest.fail, "preprocess", "it ran", inputs=StageInputs.read("preprocess"))
+            run_stage(lambda: pytest.fail("it ran"), "preprocess", inputs=StageInputs.read("preprocess"))
     errors = capsys.readouterr().err
     assert "written for other code than there is now (src/coconut/data/preprocessing.py), so DVC would record" in errors
     assert "outputs/code/preprocess.txt: no such file, wanted the digests of this stage's code; `dvc repro`" in errors

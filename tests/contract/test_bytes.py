@@ -98,7 +98,7 @@ def test_a_small_curriculum_leaves_the_bytes_of_the_commit_before(
 ) -> None:
     model, entries = CURRICULA[name]
     entries = {entry: fields for entry, fields in entries.items() if fields["method"] in known_methods}
-    changes = {"model": "models/of-the-test", "curriculum": entries, "runtime.fork_server": False}
+    changes = {"model": "models/of-the-test", "curriculum": entries}
     ours, theirs = (
         make_project(tmp_path / side, changes, sources=sources)
         for side, sources in (("ours", Path(__file__).parents[2]), ("theirs", reference))

@@ -44,7 +44,7 @@ FIRST_UPDATES: dict[str, tuple[dict[str, Any], float, float]] = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which every entry has trained two updates from the untouched model."""
     entries = {name: fields | {"max_updates": 2} for name, (fields, _, _) in FIRST_UPDATES.items()}
-    changes = {"curriculum": entries, "runtime.fork_server": False, "latent.max_latent_stage": 3}
+    changes = {"curriculum": entries, "latent.max_latent_stage": 3}
     made = make_project(tmp_path_factory.mktemp("numbers") / "project", changes)
     run_stages([made], "code", "params", "preprocess", "base", "encode", "train")
     return made

@@ -15,6 +15,7 @@ REMOVED = object()
 
 REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "misspelt key": ({"train.batchsize": 64}, ["train.batchsize", "unknown key", "did you mean batch_size?"]),
+    "removed key": ({"runtime.fork_server": True}, ["runtime.fork_server: removed", "take it out"]),
     "misspelt section": ({"curiculum": {}}, ["curiculum", "unknown key", "did you mean curriculum?"]),
     "unknown key": ({"nonsense": 1}, ["nonsense: unknown key", "known here"]),
     "unknown key of an entry": ({"curriculum.cot.rate": 1}, ["curriculum.cot.rate", "unknown key"]),

@@ -22,6 +22,8 @@ _REQUIRED = ("parent", "method", "latent_stage", "epochs", "lr")
 _OPTIONAL = ("min_accuracy", "max_updates")
 _LATENT = tuple(field.name for field in dataclasses.fields(LatentConfig))
 _TRAIN = tuple(field.name for field in dataclasses.fields(TrainConfig))
+REMOVED = {"runtime.fork_server": "every stage imports torch and transformers for itself now"}
+"""Keys that a section had once, and what became of them."""
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -32,9 +34,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     tree = read_yaml(Path(path))
     try:
-        # DVC needs it in the work tree; experiments of before there was this section can still be compared.
-        if isinstance(tree, Mapping) and "report" not in tree:
-            raise ValueError("report: missing; add the section, with the line `reference: auto` in it")
+        if isinstance(tree, Mapping):
+            _refuse_older(tree)
         return parse_params(tree)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -43,6 +44,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 def parse_params(tree: Any) -> Params:
     """Turn the parsed YAML of a params file into `Params`; see `load_params`."""
     expect_mapping(tree, "the file")
+    tree = {section: _without_removed(section, keys) for section, keys in tree.items()}
     latent = parse(tree.get("latent", MISSING), LatentConfig, "latent")
     train = parse(tree.get("train", MISSING), TrainConfig, "train")
     curriculum = _parse_curriculum(tree.get("curriculum", MISSING), latent, train)
@@ -57,6 +59,22 @@ def parse_params(tree: Any) -> Params:
     check_train_steps(params.data, params.curriculum.values())
     check_reference(params)
     return params
+
+
+def _refuse_older(tree: Mapping[str, Any]) -> None:
+    """Refuse, in the work tree, what experiments of before may hold, which can still be compared."""
+    if "report" not in tree:  # DVC needs it.
+        raise ValueError("report: missing; add the section, with the line `reference: auto` in it")
+    for key, fate in REMOVED.items():
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), Mapping) and name in tree[section]:
+            raise ValueError(f"{key}: removed, {fate}; take it out")
+
+
+def _without_removed(section: str, keys: Any) -> Any:
+    if not isinstance(keys, Mapping):
+        return keys
+    return {key: value for key, value in keys.items() if f"{section}.{key}" not in REMOVED}
 
 
 def find_former(path: Path | str = "params.yaml") -> list[str]:

@@ -323,8 +323,6 @@ class RuntimeConfig:
     deterministic: bool = False
     """Whether a GPU, too, computes the same bytes from the same numbers, by slower algorithms where it must; a CPU
     always does."""
-    fork_server: bool = True
-    """Whether the stages of one `dvc` share one import of torch and transformers."""
 
 
 @dataclass(frozen=True)

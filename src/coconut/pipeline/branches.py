@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut.pipeline.dvc_file import read_pipeline
-from coconut.pipeline.fork_client import OWNER
 from coconut.pipeline.repro_log import Outcome, ReproLog
 from coconut.pipeline.schedule import Schedule
 from coconut.pipeline.signals import die_with_parent
@@ -132,8 +131,7 @@ class Branches:
     def _start(self, arguments: Sequence[str], bundle: list[str], place: int) -> _Child:
         # Stages run `python`: it must be this one. Start processes from the main thread only: the kernel ends a
         # child with the thread that started it.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, OWNER: str(os.getpid())}
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
         process = subprocess.Popen(

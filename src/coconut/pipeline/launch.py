@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,9 @@ from loguru import logger
 
 from coconut.files import replace_file, system_error
 from coconut.pipeline.dvc_file import read_mapping
-from coconut.pipeline.fork_server import leave_server, serves
 from coconut.pipeline.gpus import processes_of
-from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.resume import resume_dir
-from coconut.pipeline.signals import AGENT, STOP_SIGNALS, die_with_parent
-from coconut.pipeline.stage import LOST_PEER, NO_ROOM, run_stage
+from coconut.pipeline.signals import AGENT, LOST_PEER, NO_ROOM, STOP_SIGNALS, die_with_parent
 
 RUN_ID = "COCONUT_RUN_ID"
 """The environment's name for a run on several hosts; where it is set, this process is one of its hosts."""
@@ -47,32 +44,19 @@ _START_S = 300
 _ASKED_TO_STOP = tuple(128 + number for number in STOP_SIGNALS)
 
 
-def share_out(inputs: StageInputs | None) -> None:
-    """Run this very command in as many processes as `runtime` asks for, and end with their exit code.
+def share_out() -> Callable[[], None] | None:
+    """Return what runs this very command in as many processes as `runtime` asks for, in place of the stage's own work.
 
-    Returns, having done nothing, in those processes, and where one process is asked for.
-
-    Args:
-        inputs: of the stage; None where its script is run by hand in another way, and by itself.
+    None in those processes, and where one process is asked for.
     """
     runtime = _runtime()
-    if inputs is None or "LOCAL_RANK" in os.environ or runtime is None:
-        return
+    if "LOCAL_RANK" in os.environ or runtime is None:
+        return None
     launcher = runtime.get("launcher")
     if isinstance(launcher, str) and launcher not in ("", "none") and RUN_ID not in os.environ:
-        _run_and_exit(partial(_run_through, launcher), inputs.stage)
+        return partial(_run_through, launcher)
     count = processes_of(runtime)
-    if count > 1 or RUN_ID in os.environ:
-        _run_and_exit(partial(_run_in_processes, count), inputs.stage)
-    if serves(runtime):
-        leave_server()
-
-
-def share_imports() -> None:
-    """Leave a server with the imports of this stage behind for the stages to come, where `runtime` wants one."""
-    runtime = _runtime()
-    if runtime is not None and serves(runtime):
-        leave_server()
+    return partial(_run_in_processes, count) if count > 1 or RUN_ID in os.environ else None
 
 
 def _runtime() -> dict[str, Any] | None:
@@ -81,11 +65,6 @@ def _runtime() -> dict[str, Any] | None:
         runtime = read_mapping(Path("params.yaml")).get("runtime")
         return runtime if isinstance(runtime, dict) else None
     return None
-
-
-def _run_and_exit(main: "partial[None]", name: str) -> None:
-    run_stage(main, name)
-    sys.exit(0)
 
 
 # --- many hosts -----------------------------------------------------------------------------

@@ -20,6 +20,10 @@ GRACE_S = 25
 
 AGENT = "COCONUT_AGENT"
 """The environment's name for the process that has started the several processes of a stage; see `launch`."""
+LOST_PEER = 75
+"""The exit code of a process that another one of its stage has left alone: it is not the cause."""
+NO_ROOM = 76
+"""The exit code of a process whose memory ran out where all of them must begin again."""
 _PR_SET_PDEATHSIG = 1
 _WATCH_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -12,7 +12,7 @@ A training method is loaded by its name, so that no script's imports show it. It
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from coconut.files import files_below, sha256_of
+from coconut.files import files_below, replace_file, sha256_of, writing
 from coconut.layout import CODE_DIR
 from coconut.pipeline.code import digest_code, import_closure
 
@@ -80,6 +80,19 @@ def digest_source(name: str, source: bytes) -> str:
 def describe_code(sources: Mapping[str, bytes]) -> str:
     """Write the text of a file of digests."""
     return "".join(f"{digest_source(name, sources[name])}  {name}\n" for name in sorted(sources))
+
+
+def write_code() -> None:
+    """Write `outputs/code`: a file of digests for every method, and every script but the one that runs this."""
+    scripts = [path.as_posix() for path in Path("stages").glob("*.py") if path.name != "digest_code.py"]
+    with writing(CODE_DIR):
+        for script in [*scripts, *method_scripts(Path())]:
+            path = Path(code_file(PurePath(script)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, describe_code(stage_code(script, Path())))
+        for path in (CODE_DIR / "methods").glob("*.txt"):
+            if not Path(script_of(path.as_posix()) or "").is_file():
+                path.unlink()
 
 
 def find_newer(text: str, sources: Mapping[str, bytes]) -> list[str]:

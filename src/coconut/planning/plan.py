@@ -16,8 +16,7 @@ from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.forecast import Times, hour, simulate, write_times
-from coconut.pipeline.fork_server import PRELOADED, serves
-from coconut.pipeline.repro import fitting_jobs, runtime_of
+from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.status import Row, clock, stage_rows
 from coconut.report.tables import Table
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 _DVC_S = 0.9
 """What DVC takes around a stage: it hashes what the stage read and wrote, and writes its record."""
-_FORK_S = 0.3
-"""What a stage takes at least until its work begins: a process, and a fork of one that has its imports."""
 _OTHERS_S = {"report": 4.0, "encode": 3.0, "preprocess": 2.0}
 """Stages that take seconds on the embedded data, and of which nothing is known before they have run."""
 _COPIES = 3
@@ -54,7 +51,7 @@ def run(root: Path, *, jobs: int | None = None, measures: bool = True) -> int:
         measures = False
     jobs = jobs or fitting_jobs(root)
     times = _measure(params, rows) if measures else {}
-    seconds = _seconds_by_stage(rows, times, is_served=serves(runtime_of(root)))
+    seconds = _seconds_by_stage(rows, times)
     table = Table(_HEADERS, [_line(row, params, times, seconds) for row in rows], num_text_columns=2)
     _print(table.to_text() + "\n")
     if not measures:
@@ -99,13 +96,10 @@ def _measure(params: Params, rows: Sequence[Row]) -> "dict[str, EntryTimes]":
     return measure(params, entries, _say)
 
 
-def _seconds_by_stage(rows: Sequence[Row], times: "Mapping[str, EntryTimes]", *, is_served: bool) -> dict[str, float]:
+def _seconds_by_stage(rows: Sequence[Row], times: "Mapping[str, EntryTimes]") -> dict[str, float]:
     if not times:
         return dict.fromkeys((row.stage for row in rows), 0.0)
-    starts = {kind: start_s(f"stages/{kind}.py", "--help") for kind in ("train", "evaluate", "probe")}
-    if is_served:
-        shared = start_s("-c", f"import {', '.join(PRELOADED)}")
-        starts = {kind: max(_FORK_S, alone - shared) for kind, alone in starts.items()}
+    starts = {kind: start_s(f"stages/{kind}.py") for kind in ("train", "evaluate", "probe")}
     typical = next(iter(times.values()))
     seconds = {}
     for row in rows:
@@ -147,10 +141,12 @@ def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def start_s(*arguments: str) -> float:
-    """Return what a process takes that does nothing but start: its imports, for the most part."""
+def start_s(script: str) -> float:
+    """Return what a stage's process takes until its work begins: the imports, for the most part."""
     start = time.monotonic()
-    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        [sys.executable, script, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
     return time.monotonic() - start
 
 
