@@ -1,4 +1,4 @@
-"""The training loop of one curriculum entry: fit -> run_epoch -> update -> validate.
+"""The training loop of one curriculum entry: `fit` goes through its epochs and updates, `update` is one of them.
 
 A run resumes exactly: everything that the next update depends on is either in the saved state
 (weights, moments, place in the epoch, sums, history) or a function of (seed, entry, epoch, row).
@@ -101,29 +101,33 @@ class Trainer:
             ValueError: if a loss or gradient is not finite, or the model fails on some rows.
             PeerLostError: if another process of this training ended; the state is saved.
         """
-        if self.position.first is None:
-            self._score_the_parent()
-        with self._progress() as progress:
+        name, position, total = self.entry.name, self.position, self.schedule.num_updates
+        selects_best = self.entry.train.select == "best"
+        if position.first is None:  # The parent's weights at this entry's stage.
+            position.first = first = dataclasses.asdict(self.validate())
+            log_first_score(name, first)
+            self.outside.track({f"valid_{key}": value for key, value in first.items()}, 0)
+        every_s = self.runtime.log_every_s
+        with Progress(name, self.outside, every_s=every_s, start=position.update, total=total) as progress:
             while not self.is_finished:
-                self.run_epoch(progress)
-        if self.entry.train.select == "best":
+                self.model.train()
+                for rows, next_rows in pairwise([*self._remaining_updates(), []]):
+                    self.update(rows, next_rows)
+                    progress.advance(position)
+                    if self._is_asked_to_stop():
+                        self._stop()
+                    if self._is_asked_to_save():
+                        self.save_state()
+                score = self.validate()
+                self._close_epoch(score)
+                if selects_best and score.accuracy > position.best_accuracy:
+                    position.best_accuracy = score.accuracy
+                    self.learner.keep_best()
+                # The end of training is saved in every case, however dear a save is.
+                if self.is_finished or self._is_save_due_at_the_end_of_an_epoch():
+                    self.save_state()
+        if selects_best:
             self.learner.take_best()
-
-    def run_epoch(self, progress: Progress) -> None:
-        """Do what is left of the current epoch, validate, and save."""
-        self.model.train()
-        for rows, next_rows in pairwise([*self._remaining_updates(), []]):
-            self.update(rows, next_rows)
-            progress.advance(self.position)
-            self._between_updates()
-        score = self.validate()
-        self._close_epoch(score)
-        if self.entry.train.select == "best" and score.accuracy > self.position.best_accuracy:
-            self.position.best_accuracy = score.accuracy
-            self.learner.keep_best()
-        # The end of training is saved in every case, however dear a save is.
-        if self.is_finished or self._is_save_due():
-            self.save_state()
 
     def update(self, rows: list[int], next_rows: Sequence[int] = ()) -> None:
         """One optimiser update on the mean loss of these rows.
@@ -225,10 +229,6 @@ class Trainer:
         if self.shards is None:
             self._save_before_failing()
 
-    def _is_save_due(self) -> bool:
-        due = self.outside.is_save_due()
-        return due if self.shards is None else any(self.peers.gather(due))
-
     def _save_before_failing(self) -> None:
         """Save the weights before the update that failed, unless an earlier one has spoiled them."""
         # A full disk, or a device that no longer answers, is not the reason that the user looks for.
@@ -243,18 +243,17 @@ class Trainer:
 
     # --- between updates and epochs ---
 
-    def _score_the_parent(self) -> None:
-        self.position.first = first = dataclasses.asdict(self.validate())
-        log_first_score(self.entry.name, first)
-        self.outside.track({f"valid_{key}": value for key, value in first.items()}, 0)
-
-    def _between_updates(self) -> None:
+    def _is_asked_to_stop(self) -> bool:
         # Several processes must stop after the same update, so they stop after the one in which all were told of it.
-        if self._stops or (self.peers.count == 1 and self.outside.should_stop()):
-            self._stop()
+        return self._stops or (self.peers.count == 1 and self.outside.should_stop())
+
+    def _is_asked_to_save(self) -> bool:
         # Of sharded weights, every process gives its part: they save after the update in which all were told of it.
-        if self._saves or (self.shards is None and self.outside.is_save_due()):
-            self.save_state()
+        return self._saves or (self.shards is None and self.outside.is_save_due())
+
+    def _is_save_due_at_the_end_of_an_epoch(self) -> bool:
+        due = self.outside.is_save_due()
+        return due if self.shards is None else any(self.peers.gather(due))
 
     def _close_epoch(self, score: Score) -> None:
         row = self.position.close_epoch(
@@ -271,15 +270,6 @@ class Trainer:
     def _stop(self) -> NoReturn:
         self.save_state()
         raise Stopped(f"{self.entry.name}: stopped at update {self.position.update} of {self.schedule.num_updates}")
-
-    def _progress(self) -> Progress:
-        return Progress(
-            self.entry.name,
-            self.outside,
-            every_s=self.runtime.log_every_s,
-            start=self.position.update,
-            total=self.schedule.num_updates,
-        )
 
     # --- the resume state ---
 
