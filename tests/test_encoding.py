@@ -1,5 +1,7 @@
 """The text form and its token ids."""
 
+import random
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -143,7 +145,6 @@ def test_a_template_that_draws_at_random_gives_one_prompt(words):
         ("{{ range(10 ** 9) | list }}", "fails with OverflowError: 'Range too big"),
         ("{% include 'other' %}", "fails with TypeError|cannot be rendered"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails with RecursionError"),
-        ("{{ 'a' * 10 ** 10 }}", "needs more than 1024 MB of memory"),
         ("{{ 'a' * 10 ** 7 }}", "makes a prompt of 10,000,000 characters of a question of 13"),
         ("{{ '\x1b[31m\u202e' ~ raise_exception('\x1b[31m\u202e') }}", r"'\\x1b\[31m\\u202e'"),
     ],
@@ -158,32 +159,12 @@ def test_a_template_that_fails_is_one_sentence_that_names_it(words, template, me
     assert str(error.value).isprintable()
 
 
-@pytest.mark.slow  # They take all of the processor time or memory that a template may use.
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ 9 ** (9 ** 9) }}", "does not end within 10 s of processor time"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not end within 10 s"),
-        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "needs more"),
-    ],
-)  # fmt: skip
-def test_a_template_that_never_ends_or_grows_is_ended(words, template, message):
-    words.chat_template = template
-    with pytest.raises(ValueError, match=f"its chat template {message}"):
-        encode_question(words, EXAMPLE.question, "chat")
-
-
-def test_rendering_changes_nothing_in_this_process(words):
-    import random
-    import resource
-
+def test_rendering_leaves_the_random_numbers_of_this_process(words):
     words.chat_template = "{{ messages[0].content }}{{ [1, 2] | random }}"
     random.seed(5)
-    before = random.getstate(), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)
+    before = random.getstate()
     encode_question(words, EXAMPLE.question, "chat")
-    assert before == (
-        random.getstate(), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)
-    )  # fmt: skip
+    assert before == random.getstate()
 
 
 def test_a_template_that_leaves_the_question_out_is_said(words, log_lines):
