@@ -14,6 +14,7 @@ SUBCOMMANDS = [
     "plan",
     "repro",
     "overnight",
+    "recipe",
     "table",
     "compare",
     "report",
