@@ -65,11 +65,7 @@ def read_about(path: Path) -> About:
 
 
 def whole_params(name: str, root: Path = Path()) -> str:
-    """Return the text of the whole `params.yaml` of a recipe, with the comments of the shipped one.
-
-    Raises:
-        ValueError: naming the recipe's file, the key, what was found and what was wanted.
-    """
+    """Return the whole `params.yaml` of a recipe; a mistake in it is a ValueError that names the file and the key."""
     paths = find_recipes(root)
     if name not in paths:
         raise ValueError(f"recipe {shown(name)}: unknown; `coconut recipe` lists those there are{suggest(name, paths)}")
@@ -93,13 +89,9 @@ def whole_params(name: str, root: Path = Path()) -> str:
 def _put_on_top(whole: Any, recipe: Any, *, is_section: bool = False) -> None:
     """Take over what a recipe names, with the comment beside it where there is one."""
     for key, value in recipe.items():
-        if (
-            not is_section
-            and key != "curriculum"
-            and isinstance(value, Mapping)
-            and isinstance(whole.get(key), Mapping)
-        ):
-            _put_on_top(whole[key], value, is_section=True)
+        shipped = None if is_section or key == "curriculum" else whole.get(key)
+        if isinstance(shipped, Mapping) and isinstance(value, Mapping):
+            _put_on_top(shipped, value, is_section=True)
             continue
         whole[key] = value
         _spread(value)
