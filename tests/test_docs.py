@@ -121,12 +121,6 @@ def test_every_key_of_the_shipped_params_is_described():
             assert [key for key in keys if f"`{key}`" not in text] == []
 
 
-def test_every_recipe_is_listed_as_run_or_not_run():
-    text = read(ROOT / "docs/recipes.md")
-    names = [path.name for path in (ROOT / "recipes").glob("*.yaml") if not path.name.startswith("journal-")]
-    assert [name for name in names if f"`recipes/{name}`" not in text] == []
-
-
 def test_quoting_for_hydra_is_shown():
     for page in ("README.md", "docs/recipes.md", "docs/parameters.md"):
         assert "\"latent.thought='hidden[-2]'\"" in read(ROOT / page)
