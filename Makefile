@@ -13,7 +13,7 @@ ONLY_IF_SET_UP = $(VENV)/bin/python -c 'import coconut, typer' 2>/dev/null || { 
 	echo "make $@: no environment in $(VENV); run \`make setup\` first (1 to 3 minutes, 1.8 GB)" >&2; exit 1; }
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup trackers repro table report test test-fast check format bench overnight status compare prune clean
+.PHONY: all help setup trackers repro table report test test-all test-fast check format bench overnight status compare prune clean
 
 all: repro  ## set up, run the pipeline, print the table and the path of the page
 	@python -m coconut table
@@ -65,11 +65,14 @@ prune:  ## delete resume states that nothing would use
 	@$(ONLY_IF_SET_UP)
 	@python -m coconut prune
 
-test: $(STAMP)  ## every test
+test: $(STAMP)  ## the tests, some 15 minutes on two cores
+	python -m pytest -n auto --dist worksteal -m "not long"
+
+test-all: $(STAMP)  ## these and the long ones, of many kills, processes and devices; an hour
 	python -m pytest -n auto --dist worksteal
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	python -m pytest -n auto --dist worksteal -m "not slow"
+	python -m pytest -n auto --dist worksteal -m "not slow and not long"
 
 check: $(STAMP)  ## ruff format, ruff check, mypy --strict
 	ruff format --check .

@@ -17,7 +17,7 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     """Independent of the device: no model takes part."""
     del device, repeats
     from coconut.config.params import load_params
-    from coconut.data.mapped import load_encoded
+    from coconut.data.encoded import load_encoded
     from coconut.data.views import MarkerIds, ViewWriter
     from coconut.training.rows import epoch_order, split_updates, training_rows
 

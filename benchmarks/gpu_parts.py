@@ -27,6 +27,7 @@ from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
+from coconut.recipes import whole_params
 from coconut.training.objective import Objective
 from workload import (
     Update,
@@ -301,7 +302,7 @@ def graph(device: str, *, small: bool) -> Found:
 
 
 def pipeline(device: str, *, small: bool) -> Found:
-    """Run `recipes/ci.yaml` from the data to the page."""
+    """Run the recipe `ci` from the data to the page."""
     return _run_pipeline(device, small=small)
 
 
@@ -362,7 +363,7 @@ def _run_pipeline(device: str, *, small: bool, **runtime: object) -> Found:
 
 
 def _write_params(folder: Path, device: str, *, small: bool, runtime: dict[str, object]) -> None:
-    tree = yaml.safe_load((ROOT / "recipes/ci.yaml").read_text(encoding="utf-8"))
+    tree = yaml.safe_load(whole_params("ci", ROOT))
     tree["runtime"] |= {"device": device.partition(":")[0], **runtime}
     if small:
         tree["data"]["train"]["rows"] = 64

@@ -15,7 +15,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("src", "stages")
-LAYERS = "config data model fast methods training checkpoints evaluation probing pipeline planning report".split()
+LAYERS = [
+    "config",
+    "data",
+    "model",
+    "fast",
+    "methods",
+    "training",
+    "checkpoints",
+    "evaluation",
+    "probing",
+    "pipeline",
+    "planning",
+    "report",
+]
 
 
 def tracked(*folders: str) -> list[Path]:

@@ -27,7 +27,7 @@ from arms import make_method, rows_of, writer_of
 from coconut import Example, Reasoner
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.config.methods import method_names
-from coconut.config.params import load_params
+from coconut.config.params import parse_params
 from coconut.data import collator
 from coconut.data.collator import collate
 from coconut.data.encoding import EncodedExample
@@ -45,7 +45,7 @@ from coconut.training.loop import Trainer
 from coconut.training.objective import Objective
 from coconut.training.outside import Stopped
 from families import build_family
-from test_config import SHIPPED
+from test_config import shipped_tree
 from test_evaluator import make_evaluator
 from test_generation import make_prompts, make_talkative
 from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, TwoPeers, make_entry, untimed
@@ -156,7 +156,7 @@ def make_trainer(
     rounds: int = 0,
     **changes: Any,
 ) -> Trainer:
-    params = load_params(SHIPPED)
+    params = parse_params(shipped_tree())
     model = build_family(family, 64).eval().to(device)
     return Trainer(
         entry=make_entry(params, select="best", **changes),

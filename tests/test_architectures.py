@@ -22,7 +22,7 @@ from coconut.checkpoints.folder import load_checkpoint, save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.checkpoints.origin import prepare_base
 from coconut.config.methods import build_method
-from coconut.config.params import load_params
+from coconut.config.params import parse_params
 from coconut.config.schema import Entry, Params
 from coconut.data.encoding import EncodedExample, encode_example
 from coconut.data.examples import MARKERS, Example
@@ -32,7 +32,7 @@ from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
 from coconut.training.loop import Trainer
 from coconut.training.outside import Stopped
-from test_config import SHIPPED
+from test_config import shipped_tree
 from test_loop import FakeValidation, Keeper
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ LATENT = {"c_thought": 2, "markers": True, "thought": "hidden[-1]"}
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return load_params(SHIPPED)
+    return parse_params(shipped_tree())
 
 
 @pytest.fixture

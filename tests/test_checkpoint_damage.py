@@ -17,13 +17,13 @@ from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import CheckpointMeta
 from coconut.checkpoints.tensors import read_tensors, save_tensors
-from coconut.config.params import load_params
+from coconut.config.params import parse_params
 from coconut.config.schema import LatentConfig
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.model.feedback import build_feedback
 from coconut.training.learner import Learner
 from marks import slow_but
-from test_config import SHIPPED
+from test_config import shipped_tree
 from tiny_models import build_tiny_model
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder, model, tokenizer, CheckpointMeta.of("coconut", 2, latent, prompt="plain"))
     feedback = build_feedback("projection", model)
     save_feedback(folder, feedback)
-    learner = Learner(model, feedback, load_params(SHIPPED).train)
+    learner = Learner(model, feedback, parse_params(shipped_tree()).train)
     take_a_step(learner)
     save_tensors(learner.moments(), folder / OPTIMIZER_FILE)
     assert {path.name for path in folder.iterdir()} >= set(FILES)
@@ -65,7 +65,7 @@ def use(folder: Path) -> None:
     reasoner = Reasoner.from_pretrained(folder)
     reasoner.solve(["1 + 2 + 3 ?"], max_new_tokens=2)
     path = folder / OPTIMIZER_FILE
-    learner = Learner(reasoner.model, reasoner.feedback, load_params(SHIPPED).train)
+    learner = Learner(reasoner.model, reasoner.feedback, parse_params(shipped_tree()).train)
     learner.take_over(read_tensors(path, "the parent's moments"), place=str(path))
     take_a_step(learner)
 

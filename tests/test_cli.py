@@ -14,6 +14,7 @@ SUBCOMMANDS = [
     "plan",
     "repro",
     "overnight",
+    "recipe",
     "table",
     "compare",
     "report",
@@ -53,7 +54,7 @@ def test_each_subcommand_explains_itself(tmp_path, name):
 
 def test_the_shell_completes_subcommands(tmp_path):
     done = coconut(tmp_path, _COCONUT_COMPLETE="complete_bash", COMP_WORDS="coconut re", COMP_CWORD="1")
-    assert done.stdout.split() == ["repro", "report", "repair"]
+    assert done.stdout.split() == ["repro", "recipe", "report", "repair"]
     assert "--install-completion" in coconut(tmp_path, "--help").stdout
 
 

@@ -8,14 +8,21 @@ import pytest
 import yaml
 
 from coconut.config.params import REMOVED, load_params, parse_params
-from coconut.config.strict import read_yaml
+from coconut.config.strict import parse_yaml
+from coconut.recipes import whole_params
 
-SHIPPED = Path(__file__).parents[1] / "recipes/arithmetic.yaml"
+SHIPPED = whole_params("arithmetic", Path(__file__).parents[1])
+
+
+def shipped_tree() -> dict[str, Any]:
+    """Return the values of a shipped file, as a copy that may be changed."""
+    tree: dict[str, Any] = parse_yaml(SHIPPED, "arithmetic")
+    return tree
 
 
 @pytest.fixture
 def tree() -> dict[str, Any]:
-    return read_yaml(SHIPPED)
+    return shipped_tree()
 
 
 def put(tree: dict[str, Any], dotted_key: Any, value: Any) -> None:
@@ -347,18 +354,16 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused_where_yaml_would_take_the_last(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    text = SHIPPED.read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    path.write_text(SHIPPED.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"params\.yaml: {message}"):
         load_params(path)
 
 
 def test_a_key_may_stand_in_two_mappings_and_an_alias_be_used_twice(tmp_path: Path) -> None:
-    text = SHIPPED.read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
     path.write_text(
-        text.replace("  train:\n", "  train: &rows\n").replace(
+        SHIPPED.replace("  train:\n", "  train: &rows\n").replace(
             "  valid:\n    format: generated\n    rows: 1000\n", "  valid: *rows\n"
         )
     )

@@ -1,6 +1,5 @@
-"""README and docs/ against what they describe: links, commands, keys, modules. Run as a script, it writes the tree."""
+"""README and docs/ against what they describe: links, commands, keys, layers."""
 
-import ast
 import dataclasses
 import re
 import typing
@@ -122,12 +121,6 @@ def test_every_key_of_the_shipped_params_is_described():
             assert [key for key in keys if f"`{key}`" not in text] == []
 
 
-def test_every_recipe_is_listed_as_run_or_not_run():
-    text = read(ROOT / "docs/recipes.md")
-    names = [path.name for path in (ROOT / "recipes").glob("*.yaml") if not path.name.startswith("journal-")]
-    assert [name for name in names if f"`recipes/{name}`" not in text] == []
-
-
 def test_quoting_for_hydra_is_shown():
     for page in ("README.md", "docs/recipes.md", "docs/parameters.md"):
         assert "\"latent.thought='hidden[-2]'\"" in read(ROOT / page)
@@ -138,47 +131,7 @@ def test_the_extras_are_installed_from_the_work_tree():
     assert [path for path in files if re.search(r"pip install ['\"]?continuous-thought", read(path))] == []
 
 
-def tree() -> list[str]:
-    """The package as the architecture page shows it: names, and the first sentence of each docstring."""
-    lines = ["src/coconut/"]
-    for path in sorted(SOURCES.rglob("*.py"), key=_place):
-        is_package = path.name == "__init__.py"
-        if path.parent == SOURCES and is_package:
-            continue
-        depth = len(path.relative_to(SOURCES).parts) - is_package
-        name = f"{'  ' * depth}{path.parent.name + '/' if is_package else path.name}"
-        docstring = ast.get_docstring(ast.parse(read(path))) or ""
-        phrase = re.split(r"\. |\.$|\.?\n|: `", docstring)[0].replace("`", "")
-        lines.append(f"{name:<26} {phrase}".rstrip())
-    return lines
-
-
-def _place(path: Path) -> tuple[tuple[bool, str], ...]:
-    """Sort modules before packages, and a package's own line before its modules."""
-    *folders, name = path.relative_to(SOURCES).parts
-    return (*((True, folder) for folder in folders), (False, "" if name == "__init__.py" else name))
-
-
-def _shown_tree() -> list[str]:
-    return read(ARCHITECTURE).partition("```\n")[2].partition("```")[0].splitlines()
-
-
 def test_the_layers_are_those_that_the_imports_are_tested_for():
     shown = re.sub(r"\s+", " ", re.findall(r"^    (layout .*?)\n\n", read(ARCHITECTURE), re.M | re.S)[0])
     layers = (", ".join(name for name in layer if name not in ("", "__main__")) for layer in LAYERS)
     assert shown == " < ".join(filter(None, layers))
-
-
-def test_the_tree_names_every_module_and_no_other():
-    shown, real = ([line.split()[0] for line in lines] for lines in (_shown_tree(), tree()))
-    assert shown == real, "`python tests/test_docs.py` writes it"
-
-
-def test_every_module_of_the_tree_has_its_phrase():
-    assert [line for line in _shown_tree()[1:] if len(line.split()) < 3] == []
-
-
-if __name__ == "__main__":
-    before, _, rest = read(ARCHITECTURE).partition("```\n")
-    after = rest.partition("```")[2]
-    ARCHITECTURE.write_text("\n".join([f"{before}```", *tree(), f"```{after}"]), encoding="utf-8")

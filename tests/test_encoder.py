@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from coconut.config.schema import LatentConfig
 from coconut.data import encoder
+from coconut.data.encoded import load_encoded
 from coconut.data.encoder import encode_splits
 from coconut.data.encoding import EncodedExample
 from coconut.data.examples import Example, write_examples
 from coconut.data.layouts import common_layouts
-from coconut.data.mapped import load_encoded
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import longest_view
 

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from coconut.data.encoded import load_encoded
 from coconut.data.encoding import EncodedExample, encode_batch, encode_example, encode_question, example_texts
 from coconut.data.examples import MARKERS, Example
-from coconut.data.mapped import load_encoded
 from coconut.data.tokenizer import build_word_tokenizer
 
 EXAMPLE = Example("10 - 10 - 5 ?", ["0", "6"], "6")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from coconut.model.feedback import Feedback, Projection, States, build_feedback,
 from coconut.model.generation import generate
 from coconut.model.latent import latent_nll
 from marks import slow_but
-from test_config import SHIPPED
+from test_config import shipped_tree
 from tiny_models import EOS_ID, FAMILIES, build_tiny_model
 
 MARKERS = MarkerIds(60, 61, 62)
@@ -250,7 +249,7 @@ def test_an_unknown_form_is_an_error_that_lists_the_known_ones(thought: str) -> 
 
 
 def test_a_wrong_name_is_an_error_when_the_params_are_read() -> None:
-    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    tree = shipped_tree()
     tree["curriculum"]["latent_2"]["thought"] = "hidden"
     with pytest.raises(ValueError, match=r"^curriculum.latent_2.thought: found 'hidden', wanted one of"):
         parse_params(tree)

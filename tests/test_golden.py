@@ -11,8 +11,8 @@ The tolerances are those of other CPUs and other numbers of threads, which add u
 import pytest
 import torch
 
-from coconut.config.params import load_params
-from test_config import SHIPPED
+from coconut.config.params import parse_params
+from test_config import shipped_tree
 from test_loop import make_entry, make_trainer
 
 LOSS, GRADIENT_NORM = 4.229177, 3.096691
@@ -21,8 +21,8 @@ FIRST_WEIGHTS = [-0.091897, 0.002732, 0.05779, -0.030222]
 
 @pytest.mark.parametrize("micro_batch", ["auto", 3])
 def test_the_first_update_has_its_known_numbers(micro_batch: str | int) -> None:
-    entry = make_entry(load_params(SHIPPED), warmup_updates=0, lr=1e-2, max_grad_norm=None)
-    trainer = make_trainer(load_params(SHIPPED), entry, micro_batch=micro_batch)
+    entry = make_entry(parse_params(shipped_tree()), warmup_updates=0, lr=1e-2, max_grad_norm=None)
+    trainer = make_trainer(parse_params(shipped_tree()), entry, micro_batch=micro_batch)
     trainer.update(list(range(8)))
     sums, weight = trainer.position.sums, trainer.model.get_input_embeddings().weight
     assert sums.loss == pytest.approx(LOSS, rel=1e-5)
@@ -34,8 +34,8 @@ def test_the_first_update_has_its_known_numbers(micro_batch: str | int) -> None:
 
 def test_the_numbers_depend_on_the_update() -> None:
     """What the test above measures moves with what it is meant to guard."""
-    entry = make_entry(load_params(SHIPPED), warmup_updates=0, lr=1e-2)
-    one, other = (make_trainer(load_params(SHIPPED), entry, seed=seed) for seed in (0, 0))
+    entry = make_entry(parse_params(shipped_tree()), warmup_updates=0, lr=1e-2)
+    one, other = (make_trainer(parse_params(shipped_tree()), entry, seed=seed) for seed in (0, 0))
     one.update(list(range(8)))
     other.update(list(range(1, 9)))
     assert one.position.sums.loss != pytest.approx(other.position.sums.loss, rel=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 from project import ROOT, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def check(results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

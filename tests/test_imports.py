@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("training", "probing"),
     ("report",),
-    ("arguments", "solutions", "publish", "planning"),
+    ("arguments", "solutions", "publish", "planning", "recipes"),
     ("reasoner",),
     ("terminal",),
     ("cli", ""),

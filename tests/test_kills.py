@@ -30,7 +30,7 @@ from coconut.pipeline.states import last_update
 from project import commit, environment, make_project, run, write_params
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(3 * 3600),
     pytest.mark.skipif(sys.platform != "linux", reason="trainers die with dvc on Linux only"),
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arms import writer_of
 from coconut.config.methods import find_method
-from coconut.config.params import load_params
+from coconut.config.params import parse_params
 from coconut.config.schema import Entry, Params
 from coconut.config.strict import parse
 from coconut.data.encoding import EncodedExample
@@ -30,7 +30,7 @@ from coconut.training.optimizer import fits_optimizer, learning_rate
 from coconut.training.outside import Outside, Stopped
 from coconut.training.position import Score, history_csv
 from coconut.training.rows import epoch_order, split_updates, training_rows
-from test_config import SHIPPED
+from test_config import shipped_tree
 from tiny_models import build_tiny_model
 
 MARKERS = MarkerIds(60, 61, 62)
@@ -91,7 +91,7 @@ class Keeper(Outside):
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return load_params(SHIPPED)
+    return parse_params(shipped_tree())
 
 
 def make_entry(params: Params, **changes: Any) -> Entry:

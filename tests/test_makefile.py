@@ -54,16 +54,6 @@ def test_help_and_clean_need_no_environment(bare, target):
         assert [line.split()[0] for line in done.stdout.splitlines()] == targets()
 
 
-@pytest.mark.parametrize("flags", [[], ["--silent"], ["-k"]], ids=["as typed", "silent", "with a flag"])
-def test_tests_that_call_make_pass_under_make(tmp_path, flags):
-    """An outer `make` leaves its level and its flags in the environment, as `make test` does."""
-    tests = f"{Path(__file__)} -k help_and_clean -p no:cacheprovider"
-    (tmp_path / "Makefile").write_text(f"test:\n\t{sys.executable} -m pytest {tests}\n", encoding="utf-8")
-    done = subprocess.run(["make", *flags], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
-
-
 def test_pip_shows_its_progress():
     assert "--quiet" not in (ROOT / "Makefile").read_text(encoding="utf-8")
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from arms import layout_of, writer_of
 from coconut.checkpoints.meta import CheckpointMeta, read_meta
 from coconut.config.methods import build_method
-from coconut.config.params import load_params, parse_params
+from coconut.config.params import parse_params
 from coconut.config.schema import Entry, LatentConfig, Params
 from coconut.data.layouts import ALL_STEPS, ALL_TOKENS, Layout
 from coconut.data.views import MarkerIds
@@ -25,7 +24,7 @@ from coconut.training.loop import Trainer
 from coconut.training.outside import Stopped
 from coconut.training.rows import training_rows
 from marks import slow_but
-from test_config import SHIPPED
+from test_config import shipped_tree
 from test_loop import FakeSet, Keeper, make_entry, make_trainer, untimed, weights
 
 WRITER = writer_of(MarkerIds(60, 61, 62))
@@ -33,7 +32,7 @@ WRITER = writer_of(MarkerIds(60, 61, 62))
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return load_params(SHIPPED)
+    return parse_params(shipped_tree())
 
 
 def latent(**changes: Any) -> LatentConfig:
@@ -353,7 +352,7 @@ def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> No
     ],
 )
 def test_keys_that_do_not_go_with_the_method_are_named(changes: dict[str, Any], message: str) -> None:
-    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    tree = shipped_tree()
     tree["curriculum"]["cot"] |= changes
     with pytest.raises(ValueError, match=message):
         parse_params(tree)

@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from coconut.config.params import load_params, parse_params
+from coconut.config.params import parse_params
 from coconut.config.schema import Params
-from coconut.config.strict import read_yaml
+from coconut.config.strict import parse_yaml
 from coconut.pipeline.machine import check_machine
 from coconut.pipeline.plausibility import doubts_about_entry, find_doubts, most_rows
+from coconut.recipes import find_recipes, whole_params
 from inprocess import make_folder, stage
+from test_config import shipped_tree
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 MANY = {"train": 10_000, "valid": 1_000, "test": 1_000}
 
 
 def params(changes: dict[str, Any] | None = None) -> Params:
-    tree = read_yaml(ROOT / "recipes/arithmetic.yaml")
+    tree = shipped_tree()
     for key, value in (changes or {}).items():
         *path, last = key.split(".")
         section = tree
@@ -40,13 +41,11 @@ CUT_DOWN = {
 """Recipes that say themselves that they are too small for a result, or that they train nothing."""
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda p: p.stem
-)
-def test_what_we_ship_is_plausible(path: Path) -> None:
-    shipped = load_params(path)
+@pytest.mark.parametrize("name", find_recipes(ROOT))
+def test_what_we_ship_is_plausible(name: str) -> None:
+    shipped = parse_params(parse_yaml(whole_params(name, ROOT), name))
     doubts = find_doubts(shipped, most_rows(shipped.data))
-    assert [doubt.partition(":")[0] for doubt in doubts] == CUT_DOWN.get(path.stem, [])
+    assert [doubt.partition(":")[0] for doubt in doubts] == CUT_DOWN.get(name, [])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from coconut.config.methods import method_names
 from project import ROOT, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run_case(name: str) -> dict[str, Any]:

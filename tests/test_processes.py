@@ -156,7 +156,7 @@ def with_variable(project: Path, name: str) -> dict[str, psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_and_score_as_one_does(encoded: Path, straight: dict[str, Any], tmp_path: Path) -> None:
     project = Path(shutil.copytree(encoded, tmp_path / "project"))
     shown = run(project, "dvc", "repro", "evaluate@latent_1")
@@ -273,7 +273,7 @@ def ways(of: dict[str, Any], *some: str) -> list[str]:
     return list(of) if NUM_ROUNDS else list(some)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", ways(ONE_HOST, "kill -9 of the second process", "SIGTERM to the second process"))
 def test_whatever_ends_on_one_host_the_bytes_are_those_of_a_straight_run(
     way: str, encoded: Path, straight: dict[str, Any], left_behind: Path
@@ -290,7 +290,7 @@ def test_whatever_ends_on_one_host_the_bytes_are_those_of_a_straight_run(
         shutil.rmtree(left_behind)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", ways(TWO_HOSTS, "kill -9 of the second host's agent"))
 def test_whatever_ends_on_two_hosts_the_bytes_are_those_of_a_straight_run(
     way: str, encoded: Path, straight: dict[str, Any], left_behind: Path
@@ -305,7 +305,7 @@ def test_whatever_ends_on_two_hosts_the_bytes_are_those_of_a_straight_run(
         shutil.rmtree(left_behind)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_hangs_is_ended_before_a_preempted_machine_is(
     encoded: Path, straight: dict[str, Any], left_behind: Path
 ) -> None:
@@ -323,7 +323,7 @@ def test_a_process_that_hangs_is_ended_before_a_preempted_machine_is(
 # --- shards ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "count"), [("update", 3), ("pass", 2)])
 def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(
     kind: str, count: int, alone: dict[str, torch.Tensor], tmp_path: Path
@@ -341,7 +341,7 @@ def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(
         assert 0.999 < num_sums < 1.1 if in_one_pass and "micro_batch" not in case else num_sums > 1.5, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["update", "pass"])
 def test_the_gradient_of_shards_in_bf16_is_that_of_one_process_but_for_rounding(
     kind: str, alone: dict[str, torch.Tensor], alone_in_bf16: dict[str, torch.Tensor], tmp_path: Path
@@ -361,7 +361,7 @@ def distance(name: str, one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     return float(torch.cat([(one[key] - other[key]).flatten() for key in keys]).norm())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["update", "pass"] if NUM_ROUNDS else ["update"])
 def test_sharded_training_goes_on_after_a_kill_with_any_number_of_processes(
     kind: str, encoded: Path, left_behind: Path, tmp_path: Path
@@ -447,7 +447,7 @@ if VALIDATES:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["update", "pass"] if NUM_ROUNDS else ["pass"])
 def test_sharded_training_begins_again_with_what_fits_into_memory(kind: str, encoded: Path, left_behind: Path) -> None:
     """One process of two runs out of memory, in an update, and where all read the same rows in a validation too."""

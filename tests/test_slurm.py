@@ -15,7 +15,7 @@ from slurm import calls, path_with, write_commands
 from test_processes import RECIPE, processes_in, trained
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux only"),
 ]
 

@@ -11,10 +11,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from loguru import logger
 
-from coconut.config.params import load_params
+from coconut.config.params import parse_params
 from coconut.tracking import Track, tracking
 from coconut.training.outside import Outside
-from test_config import SHIPPED
+from test_config import shipped_tree
 from test_loop import make_entry, make_trainer
 
 CONFIG = {"lr": 0.1, "parent": None, "train": {"batch_size": 8}}
@@ -143,7 +143,7 @@ class Tracking(Outside):
 
 
 def test_the_trainer_tells_every_epoch_of_its_history() -> None:
-    params = load_params(SHIPPED)
+    params = parse_params(shipped_tree())
     told: list[tuple[dict[str, Any], int]] = []
     outside = Tracking(lambda values, update: told.append((dict(values), update)))
     trainer = make_trainer(params, make_entry(params), outside=outside)
@@ -154,7 +154,7 @@ def test_the_trainer_tells_every_epoch_of_its_history() -> None:
 
 
 def test_training_is_the_same_whatever_the_tracker_does(fake: type[FakeTracker], tmp_path: Path) -> None:
-    params = load_params(SHIPPED)
+    params = parse_params(shipped_tree())
     plain = make_trainer(params, make_entry(params))
     plain.fit()
     with tracking("fake", run="cot", config=CONFIG, folder=tmp_path) as track:

@@ -115,6 +115,22 @@ def overnight(
 
 
 @app.command()
+def recipe(
+    name: Annotated[
+        str | None, typer.Argument(help="A file of recipes/, without .yaml; default is the shipped set-up.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an edited params.yaml without asking.")] = False,
+) -> None:
+    """List the recipes, or write the params.yaml of one.
+
+    It asks before it overwrites a params.yaml that is neither the committed one nor what a recipe gives.
+    """
+    from coconut.recipes import run
+
+    _end_with(lambda: run(name, is_forced=force))
+
+
+@app.command()
 def table() -> None:
     """Print the accuracy of every entry.
 

@@ -1,7 +1,7 @@
 """Every byte of a curriculum's results, against those of the commit before on the same machine.
 
 No digest is stored: processors round differently. `COCONUT_CONTRACT_BASE` names another commit to compare with, and
-`COCONUT_CONTRACT=all` compares `recipes/ci.yaml` too, which takes some six minutes on two cores.
+`COCONUT_CONTRACT=all` compares the recipe `ci` too, which takes some six minutes on two cores.
 
 After a change that is *meant* to change results, `COCONUT_CONTRACT_BASE=HEAD` compares with the change itself; LOG.md
 says what changed, and by how much.
@@ -10,12 +10,12 @@ says what changed, and by how much.
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coconut.recipes import whole_params
 from contract.projects import (
     change_params,
     expect_same,
@@ -121,7 +121,7 @@ def test_the_recipe_of_ci_leaves_the_bytes_of_the_commit_before(reference: Path,
     found = []
     for side, sources in (("theirs", reference), ("ours", Path(__file__).parents[2])):
         project = make_project(tmp_path / side, {}, sources=sources, is_versioned=True)
-        shutil.copy(project / "recipes/ci.yaml", project / "params.yaml")
+        (project / "params.yaml").write_text(whole_params("ci", Path(__file__).parents[2]), encoding="utf-8")
         change_params(project, {"runtime.device": "cpu", "runtime.threads": 1})
         run(project, "python", "-m", "coconut", "repro", timeout_s=1700)
         entries = ["base", *read_params(project)["curriculum"]]

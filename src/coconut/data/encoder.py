@@ -35,6 +35,9 @@ BATCH_ROWS = 1000
 """Number of rows that are tokenised, and written, at a time. The bytes of the files depend on it."""
 ROWS_PER_PROCESS = 20_000
 """With fewer rows, starting another process takes longer than it saves."""
+_TEXT_SCHEMA = pa.schema(
+    [("index", pa.int32()), ("question", pa.string()), ("steps", pa.list_(pa.string())), ("answer", pa.string())]
+)
 _BYTES_PER_CHARACTER = 4
 """Upper bound of the file's size: each byte of text becomes a token of 4 bytes."""
 
@@ -121,22 +124,13 @@ def _num_positions(checkpoint_dir: Path) -> int | None:
 
 def _encoded_tables(examples: Sequence[Example], job: Job, num_processes: int) -> Iterator[pa.Table]:
     """Encode in batches, in order, and on several processes if that is faster."""
-    num_useful = min(num_processes, len(examples) // ROWS_PER_PROCESS)
-    if num_useful > 1:
-        yield from _encode_in_processes(examples, job, num_useful)
-        return
-    for start in range(0, len(examples), BATCH_ROWS):
-        batch = examples[start : start + BATCH_ROWS]
-        yield pa.Table.from_pydict(_encode_rows(batch, range(start, start + len(batch)), job), schema=ROW_SCHEMA)
-
-
-def _encode_in_processes(examples: Sequence[Example], job: Job, num_processes: int) -> Iterator[pa.Table]:
     import datasets
 
     from coconut.logs import shows_progress
 
     if not shows_progress():
         datasets.disable_progress_bars()
+    num_useful = min(num_processes, len(examples) // ROWS_PER_PROCESS)
     columns = {
         "index": range(len(examples)),
         "question": [example.question for example in examples],
@@ -144,11 +138,11 @@ def _encode_in_processes(examples: Sequence[Example], job: Job, num_processes: i
         "answer": [example.answer for example in examples],
     }
     with tempfile.TemporaryDirectory(prefix="coconut-encode-") as scratch_dir:
-        encoded = datasets.Dataset.from_dict(columns).map(
+        encoded = datasets.Dataset.from_dict(columns, datasets.Features.from_arrow_schema(_TEXT_SCHEMA)).map(
             _encode_columns,
             batched=True,
             batch_size=BATCH_ROWS,
-            num_proc=num_processes,
+            num_proc=num_useful if num_useful > 1 else None,
             remove_columns=["question", "steps", "answer"],
             features=datasets.Features.from_arrow_schema(ROW_SCHEMA),
             fn_kwargs={"job": job},

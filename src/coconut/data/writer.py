@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
 
+from coconut.data.encoded import FILE_SCHEMA
 from coconut.data.encoding import SPECIAL_TOKEN_COMPLAINT
-from coconut.data.mapped import FILE_SCHEMA
 
 MIN_KEPT_SHARE = 0.1
 """A split that keeps a smaller share of its rows does not represent the data any more."""

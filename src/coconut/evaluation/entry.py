@@ -14,8 +14,8 @@ from coconut.checkpoints.meta import META_FILE, AnswerRule, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, EvaluateConfig, Params
+from coconut.data.encoded import EncodedSet, load_encoded
 from coconut.data.examples import Example, read_examples
-from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.devices import (
     Stopwatch,
     build_accelerator,

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut.checkpoints.meta import AnswerRule
 from coconut.data.collator import collate
+from coconut.data.encoded import EncodedSet
 from coconut.data.examples import Example
 from coconut.data.layouts import Layout
-from coconut.data.mapped import EncodedSet
 from coconut.data.views import MarkerIds, View, ViewWriter
 from coconut.devices import explain_failure, is_out_of_memory
 from coconut.evaluation.outcomes import Outcome, judge

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from coconut.config.methods import build_method
 from coconut.config.schema import BASE, Entry, Params
+from coconut.data.encoded import load_encoded
 from coconut.data.examples import read_examples
-from coconut.data.mapped import load_encoded
 from coconut.data.views import reasoning_ids
 from coconut.devices import peak_memory_mb
 from coconut.evaluation.evaluator import Evaluator

@@ -9,8 +9,8 @@ from loguru import logger
 from coconut.checkpoints.meta import META_FILE, read_meta
 from coconut.config.methods import build_method
 from coconut.config.schema import BASE, Params
+from coconut.data.encoded import load_encoded
 from coconut.data.examples import read_examples
-from coconut.data.mapped import load_encoded
 from coconut.evaluation.entry import check_entry, open_evaluator
 from coconut.evaluation.outputs import write_receipt
 from coconut.files import replace_file, writing

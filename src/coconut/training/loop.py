@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from coconut.config.methods import MethodError, blaming_method, build_method
 from coconut.config.schema import Entry, RuntimeConfig
-from coconut.data.mapped import EncodedSet
+from coconut.data.encoded import EncodedSet
 from coconut.data.views import ViewWriter
 from coconut.devices import Stopwatch, explain_failure, machine_load, peers_of
 from coconut.methods import State

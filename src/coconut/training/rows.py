@@ -11,8 +11,8 @@ import numpy as np
 
 from coconut.config.methods import blaming_method, build_method
 from coconut.config.schema import Entry
+from coconut.data.encoded import EncodedSet
 from coconut.data.encoding import EncodedExample
-from coconut.data.mapped import EncodedSet
 from coconut.data.views import View, ViewWriter
 from coconut.methods import Row, State
 from coconut.training.schedule import Schedule

@@ -18,9 +18,9 @@ from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.config.methods import blaming_method, build_method
 from coconut.config.schema import BASE, Entry, Params
 from coconut.config.thought import check_layers, parse_thought
+from coconut.data.encoded import EncodedSet, load_encoded
 from coconut.data.examples import Example, read_examples
 from coconut.data.layouts import Layout, common_layouts
-from coconut.data.mapped import EncodedSet, load_encoded
 from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import ViewWriter
 from coconut.devices import build_accelerator, compute_dtype_of, peers_of
