@@ -1,4 +1,4 @@
-"""The mapping `fields:` of a source: where the parts of an example stand in a row. `coconut.config.maps` checks it."""
+"""The mapping `fields:` of a source: where the parts of an example stand in a row. `coconut.config.rules` checks it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coconut.config.maps import check_train_steps
 from coconut.config.methods import find_method, find_methods
 from coconut.config.rules import (
     check_curriculum,
@@ -14,6 +13,7 @@ from coconut.config.rules import (
     check_reference,
     check_samples,
     check_set_names,
+    check_train_steps,
 )
 from coconut.config.schema import Entry, LatentConfig, Params, TrainConfig
 from coconut.config.strict import MISSING, check_keys, expect_mapping, parse, read_yaml

@@ -1,43 +1,55 @@
 """The rules between the keys of `params.yaml`; a value by itself is checked by its type in `coconut.config.schema`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from coconut.config.maps import check_fields
-from coconut.config.methods import build_method
+from coconut.config.field_map import Fields
+from coconut.config.methods import build_method, find_method, find_methods
+from coconut.config.presets import PRESETS, maps_of
 from coconut.config.schema import BASE, DataConfig, Entry, EvaluateConfig, Params, Source
 from coconut.config.strict import key_shown, kind_of, shown, suggest
+from coconut.config.templates import check_path, parse_template
 from coconut.config.thought import parse_thought
 
 _ENTRY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 _TAKEN = (BASE, "report", "logs", "code", "evaluations", "probes", "overnight")
 """Other folders below `outputs/`."""
+_NO_TESTS = ("train", "valid", "samples")
+"""Other names of files and metrics."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 # --- the curriculum -------------------------------------------------------------------------
 
 
-def check_entry_names(names: Iterable[Any]) -> None:
+def check_entry_names(names: Collection[Any]) -> None:
     """Refuse names that DVC drops or that cannot be folders side by side."""
-    seen: dict[str, str] = {}
     for name in names:
         if not isinstance(name, str):
             raise ValueError(
                 f"curriculum: key {name!r} is {kind_of(name)}, wanted text"
                 f' (DVC silently drops such entries); quote it and start with a letter: "stage_{name}"'
             )
-        if not _ENTRY_NAME.fullmatch(name) or name.lower() in _TAKEN:
+    _check_names(
+        names, "curriculum", taken=_TAKEN, becomes="a folder below outputs/", kept_in="one folder below outputs/"
+    )
+
+
+def _check_names(names: Iterable[Any], path: str, *, taken: tuple[str, ...], becomes: str, kept_in: str) -> None:
+    """Refuse names that are no files side by side on every disk."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name) or name.lower() in taken:
             raise ValueError(
-                f"curriculum.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
-                f" a letter, and not {', '.join(_TAKEN[:-1])} or {_TAKEN[-1]}: it becomes a folder below outputs/"
+                f"{path}.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
+                f" a letter, and not {', '.join(taken[:-1])} or {taken[-1]}: it becomes {becomes}"
             )
         if name.lower() in seen:
             raise ValueError(
-                f"curriculum.{name}: differs from {seen[name.lower()]} only in upper and lower case, wanted another"
-                " name: some disks keep both in one folder below outputs/"
+                f"{path}.{name}: differs from {seen[name.lower()]} only in upper and lower case, wanted another"
+                f" name: some disks keep both in {kept_in}"
             )
         seen[name.lower()] = name
 
@@ -52,8 +64,7 @@ def check_curriculum(entries: Mapping[str, Entry]) -> None:
             )
     for name, entry in entries.items():
         _check_lineage(entries, name)
-        _check_thought(entry)
-        _check_method(entry)
+        _check_thought_and_method(entry)
         _check_stage(entry, None if entry.parent == BASE else entries[entry.parent])
 
 
@@ -67,15 +78,9 @@ def _check_lineage(entries: Mapping[str, Entry], name: str) -> None:
         lineage.append(parent)
 
 
-def _check_thought(entry: Entry) -> None:
+def _check_thought_and_method(entry: Entry) -> None:
     try:
         parse_thought(entry.latent.thought)
-    except ValueError as error:
-        raise ValueError(f"curriculum.{entry.name}.{error}") from None
-
-
-def _check_method(entry: Entry) -> None:
-    try:
         build_method(entry).check(entry)
     except ValueError as error:
         raise ValueError(f"curriculum.{entry.name}.{error}") from None
@@ -114,7 +119,11 @@ def check_data(data: DataConfig) -> None:
     """Check that each split has one place to come from, and one that DVC watches for changes."""
     if not data.raw_dir.strip():
         raise ValueError("data.raw_dir: found an empty text, wanted a folder, such as data/raw")
-    _check_test_names(data.tests)
+    _check_names(
+        data.tests, "data.tests", taken=_NO_TESTS, becomes="the name of a file and of a metric", kept_in="one file"
+    )
+    if not data.tests:
+        raise ValueError("data.tests: found no set, wanted at least one; the first one is shown first")
     for split, source in data.splits.items():
         path = data.path_of(split)
         check_fields(source, path)
@@ -168,28 +177,6 @@ def check_set_names(evaluate: EvaluateConfig, tests: Iterable[str]) -> None:
                 )
 
 
-def _check_test_names(names: Iterable[Any]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        if (
-            not isinstance(name, str)
-            or not _ENTRY_NAME.fullmatch(name)
-            or name.lower() in ("train", "valid", "samples")
-        ):
-            raise ValueError(
-                f"data.tests.{key_shown(name)}: not a usable name; wanted letters, digits, '_' and '-', starting with"
-                " a letter, and not train, valid or samples: it becomes the name of a file and of a metric"
-            )
-        if name.lower() in seen:
-            raise ValueError(
-                f"data.tests.{name}: differs from {seen[name.lower()]} only in upper and lower case, wanted another"
-                " name: some disks keep both in one file"
-            )
-        seen[name.lower()] = name
-    if not seen:
-        raise ValueError("data.tests: found no set, wanted at least one; the first one is shown first")
-
-
 def _check_generated(source: Source, path: str, data: DataConfig) -> None:
     if data.generator is None and source.generator is None:
         raise ValueError(f"{path}.format: found 'generated', but data.generator is none; give it a task")
@@ -234,3 +221,88 @@ def find_here(name: str) -> Path | None:
         return path if name and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # Too long, or of no user's home, or not a path at all.
         return None
+
+
+# --- the maps of fields ---------------------------------------------------------------------
+
+
+def check_fields(source: Source, path: str) -> None:
+    """Check the map of a source, or of each form of its preset.
+
+    Raises:
+        ValueError: naming the key, what was found and what was wanted.
+    """
+    if source.format != "fields" and source.format not in PRESETS:
+        if source.fields is not None:
+            raise ValueError(
+                f"{path}.fields: found beside format {source.format}, which knows its fields; take it out, or write"
+                " format: fields"
+            )
+        return
+    for fields in maps_of(source):
+        _check_map(fields, f"{path}.fields")
+
+
+def check_train_steps(data: DataConfig, entries: Iterable[Entry]) -> None:
+    """Refuse a train split that has no steps by its map, where an entry's method trains on steps.
+
+    Raises:
+        ValueError: naming the split and the entry.
+    """
+    maps = maps_of(data.train)
+    if not maps or any(fields.steps is not None for fields in maps):
+        return
+    for entry in entries:
+        if find_method(entry.method).shows_steps:
+            others = [name for name, method in find_methods().items() if not method.shows_steps]
+            raise ValueError(
+                f"data.train.fields.steps: none with format {data.train.format}, but curriculum.{entry.name} trains by"
+                f" method {entry.method}, which needs the steps of an example; name their field, or use the set as"
+                f" valid or test only, or methods {' and '.join(others)} only"
+            )
+
+
+def _check_map(fields: Fields, path: str) -> None:
+    for key in ("question", "answer"):
+        if getattr(fields, key) is None:
+            raise ValueError(f"{path}.{key}: missing; name the field that holds it, or a template of several")
+    for name in fields.where or {}:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}.where: key {name!r} is {kind_of(name)}, wanted the name of a field; quote it")
+    templates = [(key, getattr(fields, key)) for key in ("question", "answer", "steps")]
+    paths = [("choices", fields.choices), ("group", fields.group), *(("where", name) for name in fields.where or {})]
+    for check, values in ((parse_template, templates), (check_path, paths)):
+        for key, value in values:
+            try:
+                if value is not None:
+                    check(value)
+            except ValueError as error:
+                raise ValueError(f"{path}.{key}: {error}") from None
+    _check_steps(fields, path)
+    _check_answer(fields, path)
+
+
+def _check_steps(fields: Fields, path: str) -> None:
+    if fields.steps is None and fields.split_steps is not None:
+        raise ValueError(
+            f"{path}.split_steps: found {fields.split_steps}, but steps is none; name the field of the steps"
+        )
+    if (fields.split_steps == "separator") != (fields.separator is not None):
+        raise ValueError(f"{path}.separator: wanted beside split_steps: separator, and only there")
+    for key in ("separator", "answer_after", "answer_before"):
+        if getattr(fields, key) == "":
+            raise ValueError(f"{path}.{key}: found an empty text, wanted at least one character")
+    if fields.steps is not None and fields.split_steps in (None, "list") and "{" in fields.steps:
+        raise ValueError(
+            f"{path}.steps: found the template {shown(fields.steps)}, which gives one text, wanted the name of a field"
+            " that holds a list, or split_steps: sentences, chain, notes or separator"
+        )
+
+
+def _check_answer(fields: Fields, path: str) -> None:
+    if fields.choices is None:
+        for key in ("answer_names", "answer_as"):
+            if getattr(fields, key) is not None:
+                raise ValueError(f"{path}.{key}: only beside choices; name the field of the choices, or take it out")
+    elif fields.booleans is not None:
+        raise ValueError(f"{path}.booleans: not beside choices, which an answer names by letter, text or index")
