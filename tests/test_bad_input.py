@@ -88,7 +88,7 @@ GONE = object()
     [
         ("train.batchsize", 64, "train.batchsize: unknown key; known here: batch_size, precision"),
         ("runtime.devise", "cpu", "runtime.devise: unknown key; known here: device, threads"),
-        ("seed", GONE, "seed: missing; add the key, recipes/ shows every one of them"),
+        ("seed", GONE, "seed: missing; add the key, recipes/default.yaml shows every one of them"),
         ("curriculum.cot.lr", GONE, "curriculum.cot.lr: missing; add the key"),
         ("train.batch_size", "many", "train.batch_size: found 'many' (text), wanted a whole number"),
         ("train.batch_size", 0, "train.batch_size: found 0, wanted at least 1"),

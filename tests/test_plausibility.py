@@ -12,12 +12,13 @@ from coconut.config.params import parse_params
 from coconut.config.schema import Params
 from coconut.config.strict import parse_yaml
 from coconut.pipeline.machine import check_machine
-from coconut.pipeline.plausibility import doubts_about_entry, find_doubts, most_rows
+from coconut.pipeline.plausibility import check_model_config, doubts_about_entry, find_doubts, most_rows
 from coconut.recipes import find_recipes, whole_params
 from inprocess import make_folder, stage
 from test_config import shipped_tree
 
 ROOT = Path(__file__).parents[1]
+CODI = {"parent": "cot", "method": "codi", "latent_stage": 0, "epochs": 1, "lr": 1e-3}
 MANY = {"train": 10_000, "valid": 1_000, "test": 1_000}
 
 
@@ -133,7 +134,7 @@ def test_a_model_that_dvc_does_not_watch_is_doubted(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for folder in ("models/mine", "elsewhere/mine"):
         (tmp_path / folder).mkdir(parents=True)
-    for model in ("models/mine", "./models/mine", str(tmp_path / "models/mine"), "Qwen/Qwen2.5-0.5B", "~nobody-here/x"):
+    for model in ("models/mine", "./models/mine", str(tmp_path / "models/mine")):
         assert find_doubts(params({"model": model}), MANY) == []
     for model in ("elsewhere/mine", str(tmp_path / "elsewhere/mine")):
         (doubt,) = find_doubts(params({"model": model}), MANY)
@@ -141,6 +142,48 @@ def test_a_model_that_dvc_does_not_watch_is_doubted(tmp_path: Path, monkeypatch:
 
 
 # --- the machine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"curriculum.latent_3.thought": "hidden[-9]"},
+            r"curriculum\.latent_3\.thought: found layer -9, but the model",
+        ),
+        (
+            {"latent.thought": "suppressed[30]"},
+            r"curriculum\.cot\.thought: found layer 30, but the model has [0-9]+ layers",
+        ),
+        (
+            {"curriculum.pause_1": CODI | {"distill_layers": [1, 7]}},
+            r"curriculum\.pause_1\.distill_layers: found layer 7",
+        ),
+    ],
+)
+def test_every_entry_is_held_against_the_models_config(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_model_config(params(changes))
+
+
+def test_a_model_whose_config_is_not_here_is_left_to_the_stage_base(tmp_path: Path) -> None:
+    for model in ("nobody/nothing", str(tmp_path)):
+        check_model_config(params({"model": model, "curriculum.latent_3.thought": "hidden[-9]"}))
+    (tmp_path / "config.json").write_text("no json")
+    check_model_config(params({"model": str(tmp_path), "curriculum.latent_3.thought": "hidden[-9]"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"curriculum.cot.lr": 2e3}, "curriculum: lr of cot (2000) is high for a model, which may"),
+        ({"model": "gpt2"}, "curriculum: lr of cot (0.002), "),
+        ({}, None),
+    ],
+)
+def test_a_rate_that_is_far_too_high_is_doubted(changes: dict[str, Any], message: str | None) -> None:
+    doubts = [doubt for doubt in find_doubts(params(changes), MANY) if " lr of " in doubt]
+    assert [doubt[: len(message or "")] for doubt in doubts] == ([] if message is None else [message])
 
 
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from coconut.config.rules import (
     check_train_steps,
 )
 from coconut.config.schema import Entry, LatentConfig, Params, TrainConfig
-from coconut.config.strict import MISSING, check_keys, expect_mapping, parse, read_yaml
+from coconut.config.strict import MISSING, check_keys, expect_mapping, key_shown, missing_keys, parse, read_yaml
 
 _REQUIRED = ("parent", "method", "latent_stage", "epochs", "lr")
 _OPTIONAL = ("min_accuracy", "max_updates")
@@ -45,10 +45,11 @@ def parse_params(tree: Any) -> Params:
     """Turn the parsed YAML of a params file into `Params`; see `load_params`."""
     expect_mapping(tree, "the file")
     tree = {section: _without_removed(section, keys) for section, keys in tree.items()}
+    data = _with_named_tests(tree.get("data", MISSING))
+    _refuse_missing(tree if data is MISSING else {**tree, "data": data})
     latent = parse(tree.get("latent", MISSING), LatentConfig, "latent")
     train = parse(tree.get("train", MISSING), TrainConfig, "train")
     curriculum = _parse_curriculum(tree.get("curriculum", MISSING), latent, train)
-    data = _with_named_tests(tree.get("data", MISSING))
     params: Params = parse(
         {**tree, "data": data, "latent": latent, "train": train, "curriculum": curriculum}, Params, ""
     )
@@ -59,6 +60,19 @@ def parse_params(tree: Any) -> Params:
     check_train_steps(params.data, params.curriculum.values())
     check_reference(params)
     return params
+
+
+def _refuse_missing(tree: Mapping[str, Any]) -> None:
+    """Name all missing keys at once; one alone is found, and named, where it is parsed."""
+    missing = list(missing_keys(tree, Params, ""))
+    entries = tree.get("curriculum")
+    entries = entries if isinstance(entries, Mapping) else {}
+    check_entry_names(entries)
+    for name, fields in entries.items():
+        if isinstance(fields, Mapping):
+            missing += [f"curriculum.{key_shown(name)}.{key}" for key in _REQUIRED if key not in fields]
+    if len(missing) > 1:
+        raise ValueError(f"{', '.join(missing)}: missing; add the keys, recipes/default.yaml shows every one of them")
 
 
 def _refuse_older(tree: Mapping[str, Any]) -> None:

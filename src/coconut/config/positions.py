@@ -1,4 +1,4 @@
-"""How many positions a model has, by its `config.json`."""
+"""How many positions and layers a model has, by its `config.json`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 _TEXT_CONFIGS = ("text_config", "decoder", "generator", "text_encoder")
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Names of the same number; families differ."""
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _ROPE = ("rope_parameters", "rope_scaling")
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -26,11 +27,25 @@ def num_positions(config: Mapping[str, Any]) -> int | None:
     >>> num_positions({"max_position_embeddings": 131072, "rope_parameters": rope})
     4096
     """
-    text_config = next((config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), Mapping)), config)
+    text_config = _text_config(config)
     numbers = (text_config.get(name) for name in _NAMES)
     stated = next((number for number in numbers if type(number) is int and number > 0), None)
     limits = [number for number in (stated, rope_limit(text_config)) if number is not None]
     return min(limits, default=None)
+
+
+def num_layers(config: Mapping[str, Any]) -> int | None:
+    """Return how many layers a model has, or None where its config.json names them by no known word.
+
+    >>> num_layers({"model_type": "gpt2", "n_layer": 12})
+    12
+    """
+    numbers = (_text_config(config).get(name) for name in _LAYERS)
+    return next((number for number in numbers if type(number) is int and number > 0), None)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), Mapping)), config)
 
 
 def rope_limit(config: Mapping[str, Any]) -> int | None:

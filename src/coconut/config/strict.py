@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,7 +56,20 @@ MISSING: Any = _Missing()
 
 def _expect_value(value: Any, path: str) -> None:
     if value is MISSING:
-        raise ValueError(f"{path}: missing; add the key, recipes/ shows every one of them")
+        raise ValueError(f"{path}: missing; add the key, recipes/default.yaml shows every one of them")
+
+
+def missing_keys(tree: Any, kind: Any, path: str) -> Iterator[str]:
+    """Yield the required keys that a mapping, and the dataclasses below it, lack."""
+    if not (dataclasses.is_dataclass(kind) and isinstance(tree, Mapping)):
+        return
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        place = f"{path}.{field.name}" if path else field.name
+        if field.name in tree:
+            yield from missing_keys(tree[field.name], hints[field.name], place)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            yield place
 
 
 def expect_mapping(value: Any, path: str) -> None:

@@ -1,12 +1,18 @@
 """Warnings, before anything is trained, of values that are allowed but leave a run without a useful result."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from coconut.config.methods import build_method
+from coconut.config.positions import num_layers
 from coconut.config.rules import find_here
 from coconut.config.schema import BASE, DataConfig, Entry, Params
+from coconut.config.thought import check_layers
 
+MOST_LR = {False: 0.05, True: 5e-4}
+"""Rates of AdamW above which a training is likely to diverge, of a model with random weights and a pretrained one."""
 MIN_SCORED = 100
 """Examples below which an accuracy says little: its 95 % interval spans 20 points."""
 
@@ -32,7 +38,45 @@ def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
         doubts.append("curriculum: no entry, so that nothing is trained, and only the model itself is scored")
     for name in params.curriculum:
         doubts += doubts_about_entry(params.curriculum, name, num_rows["train"])
-    return doubts
+    return doubts + doubts_about_rates(params)
+
+
+def doubts_about_rates(params: Params) -> list[str]:
+    """Return a warning for entries whose learning rate is far above what models of the kind are trained with."""
+    folder = find_here(params.model)
+    is_pretrained = folder is None or any(folder.glob("*.safetensors"))
+    most = MOST_LR[is_pretrained]
+    names = [f"{name} ({entry.lr:g})" for name, entry in params.curriculum.items() if entry.lr > most]
+    if not names:
+        return []
+    kind = "a pretrained model" if is_pretrained else "a model"
+    return [
+        f"curriculum: lr of {', '.join(names)} is high for {kind}, which may forget or diverge;"
+        f" {'1e-5 to 3e-4 are' if is_pretrained else '1e-4 to 5e-3 are'} usual"
+    ]
+
+
+def check_model_config(params: Params) -> None:
+    """Hold every entry against the config.json of a model that lies here: what a hub's holds is known to `base`.
+
+    Raises:
+        ValueError: an entry names a layer that the model lacks.
+    """
+    folder = find_here(params.model)
+    if folder is None or not (folder / "config.json").is_file():
+        return
+    try:
+        layers = num_layers(json.loads((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, AttributeError):
+        return  # `base` names a file that cannot be read.
+    if layers is None:
+        return
+    for name, entry in params.curriculum.items():
+        try:
+            check_layers(entry.latent.thought, layers)
+            build_method(entry).check_model(layers)
+        except ValueError as error:
+            raise ValueError(f"curriculum.{name}.{error}") from None
 
 
 def _doubts_about_model(model: str) -> list[str]:

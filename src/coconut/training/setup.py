@@ -22,7 +22,7 @@ from coconut.data.encoded import EncodedSet, load_encoded
 from coconut.data.examples import Example, read_examples
 from coconut.data.layouts import Layout, common_layouts
 from coconut.data.tokenizer import load_tokenizer
-from coconut.data.views import ViewWriter
+from coconut.data.views import ViewWriter, reasoning_ids
 from coconut.devices import build_accelerator, compute_dtype_of, peers_of
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
@@ -59,6 +59,7 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
     if meta is None and entry.parent != BASE:
         raise ValueError(f"{folder / META_FILE}: no such file, but {entry.parent} was trained; {RESTORE}")
     check_curriculum(params, model, ViewWriter.of(tokenizer))
+    check_room_for_answers(params)
     trainer = _build_trainer(params, entry, accelerator, model, tokenizer, meta, shards)
     if shards is not None and trainer.objective.modules is not None:
         raise ValueError(
@@ -214,6 +215,34 @@ def check_curriculum(params: Params, model: PreTrainedModel, writer: ViewWriter)
             _check_fits(params, entry, num_positions(model), writer)
         except ValueError as error:
             raise ValueError(f"curriculum.{name}.{error}") from None
+
+
+def check_room_for_answers(params: Params) -> None:
+    """Find out now whether `max_new_tokens` holds the gold texts: a text that is cut off counts as wrong.
+
+    Raises:
+        ValueError: if not even the answers fit, so that no question of the validation split can be answered.
+    """
+    most, split = params.evaluate.max_new_tokens, load_encoded(ENCODED_DIR, "valid")
+    answers = [len(row.answer_ids) - 1 for row in split.examples()]  # The end of the text need not be written.
+    if min(answers) > most:
+        raise ValueError(
+            f"evaluate.max_new_tokens: found {most}, but the answers of the validation split take {min(answers)} to"
+            f" {max(answers)} tokens, their mark included; wanted at least {max(answers)}, more where steps are said"
+        )
+    for name, entry in params.curriculum.items():
+        layout = _layout(entry)
+        lengths = [
+            len(reasoning_ids(row.steps_ids, layout)) + length
+            for row, length in zip(split.examples(), answers, strict=True)
+        ]
+        num_cut = sum(length > most for length in lengths)
+        if num_cut:
+            logger.warning(
+                "curriculum.{}: evaluate.max_new_tokens {} cuts off {} of {} gold texts of the validation split, the"
+                " longest of which takes {}: such an answer counts as wrong",
+                *(name, most, num_cut, len(lengths), max(lengths)),
+            )
 
 
 def _check_fits(params: Params, entry: Entry, room: int, writer: ViewWriter) -> None:
