@@ -10,12 +10,12 @@ says what changed, and by how much.
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coconut.recipes import whole_params
 from contract.projects import (
     change_params,
     expect_same,
@@ -118,10 +118,11 @@ def test_a_small_curriculum_leaves_the_bytes_of_the_commit_before(
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(os.environ.get("COCONUT_CONTRACT") != "all", reason="six minutes; COCONUT_CONTRACT=all runs it")
 def test_the_recipe_of_ci_leaves_the_bytes_of_the_commit_before(reference: Path, tmp_path: Path) -> None:
-    found = []
+    found, recipe = [], make_project(tmp_path / "recipe", {}, is_versioned=True)
+    run(recipe, "python", "-m", "coconut", "recipe", "ci", "--force")
     for side, sources in (("theirs", reference), ("ours", Path(__file__).parents[2])):
         project = make_project(tmp_path / side, {}, sources=sources, is_versioned=True)
-        (project / "params.yaml").write_text(whole_params("ci", Path(__file__).parents[2]), encoding="utf-8")
+        shutil.copy(recipe / "params.yaml", project)
         change_params(project, {"runtime.device": "cpu", "runtime.threads": 1})
         run(project, "python", "-m", "coconut", "repro", timeout_s=1700)
         entries = ["base", *read_params(project)["curriculum"]]
