@@ -341,7 +341,7 @@ def test_at_the_end_every_token_that_was_scheduled_is_gone(params: Params) -> No
         ({"icot_remove_all_at": 39}, "only for method icot, found method cot"),
         (
             {"num_thoughts": 5},
-            "num_thoughts: only for method coconut or codi or pause or pause_as_thought, found method cot; take it out",
+            "num_thoughts: only for method coconut or codi or pause or pause_as_thought or sim_codi or sim_cot, found",
         ),
         ({"method": "icot"}, "curriculum.cot.icot_tokens_per_epoch: missing"),
         (

@@ -159,7 +159,11 @@ def test_a_mistake_is_one_message_before_anything_trains(project: Path) -> None:
     for old, new, *messages in (
         ("noise: 0.3", "noize: 0.3", "curriculum.mine_1.noize: unknown key; known here: parent", "did you mean noise?"),
         ("noise: 0.3", "noise: -1", "curriculum.mine_1.noise: "),
-        ("noise: 0.3", "distill_weight: 1", "distill_weight: only for method codi, found method mine; take it out"),
+        (
+            "noise: 0.3",
+            "distill_weight: 1",
+            "distill_weight: only for method codi or sim_codi, found method mine; take it out",
+        ),
         (
             "method: mine",
             "method: mime",

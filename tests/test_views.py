@@ -80,9 +80,9 @@ def test_the_prompt_of_an_arm_is_its_view_up_to_the_first_label(arm: str) -> Non
 def test_icot_removes_reasoning_tokens_from_the_left(num_removed: int, ids: list[int]) -> None:
     layout = layout_of("icot", 0, LATENT, state={"num_removed_tokens": num_removed})
     view = build_view(QUESTION, STEPS, ANSWER, layout=layout, markers=MARKERS)
-    assert view == View(ids, [-100, -100, *ids[2:]], prefix_length=2, num_slots=0, num_thoughts=0)
+    assert view == View(ids, [-100, -100, *ids[2:]], prefix_length=2, num_slots=0, num_thoughts=0, layout=layout)
     prompt = build_prompt(QUESTION, layout=layout, markers=MARKERS)
-    assert prompt == View([1, 2], [-100, -100], prefix_length=2, num_slots=0, num_thoughts=0)
+    assert prompt == View([1, 2], [-100, -100], prefix_length=2, num_slots=0, num_thoughts=0, layout=layout)
 
 
 def test_thoughts_stand_between_the_markers_and_nowhere_else() -> None:

@@ -48,6 +48,8 @@ class View:
     """Number of slots that are fed back: all of them, or none if the slots are pause tokens."""
     columns: Mapping[str, int] = field(default_factory=dict)
     """Columns by name, for a loss that reads their hidden states; see `ViewWriter.view`."""
+    layout: Layout = field(default_factory=Layout)
+    """By which the row was laid out."""
 
     @property
     def num_supervised(self) -> int:
@@ -79,6 +81,7 @@ def build_view(
         prefix_length=prompt.prefix_length,
         num_slots=prompt.num_slots,
         num_thoughts=prompt.num_thoughts,
+        layout=layout,
     )
 
 
@@ -102,6 +105,7 @@ def build_prompt(question_ids: Sequence[int], *, layout: Layout, markers: Marker
         prefix_length=len(prefix),
         num_slots=layout.num_latents,
         num_thoughts=layout.num_latents if layout.slot == "thought" else 0,
+        layout=layout,
     )
 
 

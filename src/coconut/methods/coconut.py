@@ -3,7 +3,7 @@
 Source: Hao et al. 2024 (arXiv:2412.06769), section 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,8 +34,8 @@ class Coconut(Method):
     asked_with = ("num_thoughts",)
     has_stages = True
     role = "main"
-    paper_arm = "Coconut"
-    controls = ("pause", "pause_as_thought", "no_thoughts", "no_cot")
+    paper_arm: ClassVar[str | None] = "Coconut"
+    controls: ClassVar[Sequence[str]] = ("pause", "pause_as_thought", "no_thoughts", "no_cot")
     # Source: the code that was released with it (LatentTTS), read at commit 6657f20.
     released: ClassVar[Mapping[str, Released]] = {
         "ModalityDance/latent-tts-coconut": Released(3, 2, 3, "hidden[-1]", "plain")

@@ -22,7 +22,7 @@ three losses and all gradients are theirs.
 Legend: B rows of a micro-batch, U rows of the update, L layers that are compared, D hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -61,7 +61,7 @@ class Codi(Method):
     Keys = Keys
     asked_with = ("num_thoughts", "answer_wording")
     role = "main"
-    controls = ("pause", "no_cot")
+    controls: ClassVar[Sequence[str]] = ("pause", "no_cot")
     released: ClassVar[Mapping[str, Released]] = {
         # Source: the code that was released with it (LatentTTS), read at commit 6657f20.
         "ModalityDance/latent-tts-codi": Released(0, 1, 6, "projector", "bare", answer="last_number")
