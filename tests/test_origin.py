@@ -1,12 +1,14 @@
 """Where the starting weights come from."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from coconut.checkpoints.folder import load_checkpoint
@@ -191,6 +193,25 @@ def test_a_classification_head_is_dropped_with_a_warning_that_names_it(kind, fam
     assert model.get_output_embeddings().weight[:7].equal(embeddings[:7])
     has_own_head = not model.config.tie_word_embeddings
     assert any("has no language-model head" in message for message in log_lines) == has_own_head
+
+
+@pytest.mark.parametrize("family", slow_but(["gpt2", "qwen2"], FAMILIES))
+@pytest.mark.parametrize("differs", [True, False], ids=["another head", "equal head"])
+def test_a_head_that_differs_from_tied_embeddings_is_kept(family, differs, run, tmp_path, log_lines):
+    folder = save_folder(tmp_path / "model", build_tiny_model(family, tie_word_embeddings=True))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    embeddings = next(tensor for name, tensor in tensors.items() if re.search(r"(wte|embed_tokens)\.weight$", name))
+    tensors["lm_head.weight"] = embeddings.flip(0) if differs else embeddings.clone()
+    save_file(tensors, path, {"format": "pt"})
+
+    model, _, _ = run(folder)
+    head = model.get_output_embeddings().weight
+    assert (head is not model.get_input_embeddings().weight) == differs
+    assert head[:7].equal(tensors["lm_head.weight"][:7])
+    assert model.config.tie_word_embeddings != differs
+    said = [line for line in log_lines if "hold a head" in line]
+    assert len(said) == differs
 
 
 def test_plain_autotokenizer_s_own_mind_is_a_warning(run, tmp_path, log_lines):

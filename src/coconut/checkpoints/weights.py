@@ -138,7 +138,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
     """Load the weights of a Hugging Face folder as a causal language model, in evaluation mode.
 
     A classification head is dropped with a warning. A language-model head that is missing becomes
-    a copy of the input embeddings, with a warning. Anything else that is missing is an error.
+    a copy of the input embeddings, with a warning; one that differs from them stays, whatever the config says.
+    Anything else that is missing is an error.
 
     Raises:
         ValueError: if config, weights or `generation_config.json` are missing, damaged or do not fit together.
@@ -172,6 +173,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
             f" weights and config are of different models; {_FETCH}"
         )
     _settle_head(model, folder, missing=set(report["missing_keys"]), unexpected=set(report["unexpected_keys"]))
+    _note_own_head(model, folder)
     _check_finite(model, folder)
     _check_end_of_text(model, folder)
     model.eval()
@@ -227,6 +229,21 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
         logger.warning(
             "{}: has no language-model head; it starts as a copy of the input embeddings and has to be trained", folder
         )
+
+
+def _note_own_head(model: PreTrainedModel, folder: Path) -> None:
+    """Correct a config that ties a head of its own: transformers loads it untied, and would tie it when rows are added."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is None or head.weight is embeddings.weight
+    if is_tied or not model.config.tie_word_embeddings:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    logger.warning(
+        "{}: its config has tie_word_embeddings: true, but its weights hold a head that differs from the input"
+        " embeddings; the head is kept, and checkpoints say tie_word_embeddings: false",
+        folder,
+    )
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:
