@@ -345,3 +345,35 @@ def test_a_tolerance_is_a_distance_between_exact_values(seed):
     found = gold + off
     wanted = found == gold or abs(Fraction(found) - Fraction(gold)) <= Fraction(tolerance)
     assert same_answer(f"{found:f}", f"{gold:f}", tolerance) is wanted
+
+
+MATHEMATICS = [
+    *(r"\sqrt{51}", r"11\sqrt2", r"\left( 3, \frac{\pi}{2} \right)", "6+9i", "-2 + 7i", "3, 5, 7", "(3,4)", r"52_8"),
+    *(r"\frac34", r"\dfrac{9}{7}", r"[-2,7]", r"(0,9)\cup(9,36)", r"1 \pm \sqrt{19}", r"10,\!080", r"\$18.90", "8\\%"),
+    *(r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\text{(C)}", r"90^\circ", r"\sqrt[3]{4}", r"0.\overline{3}"),
+    *(r"\left[ 0, \frac{1}{3} \right)", r"864 \mbox{ inches}^2", r"\{-1,0,1\}", r"e^{i\pi/3}", "x^3 - 6x^2 + 11x - 6"),
+    *(r"\frac{\sqrt{3}+1}{2}", r"1\frac{4}{5}", r"x \in (-\infty,-4]", "(100,200)", r"\binom{10}{3}", ".35625"),
+]
+
+
+@pytest.mark.parametrize("gold", MATHEMATICS)
+def test_a_gold_answer_of_mathematics_is_right_in_every_frame(gold):
+    frames = [
+        r"\boxed{%s}",
+        "$%s$",
+        "$ %s $",
+        "$$%s$$",
+        r"\( %s \)",
+        r"$\boxed{%s}$.",
+        r"$\displaystyle %s.$",
+        "**%s**",
+    ]
+    for frame in frames:
+        found = extract_answer("### " + frame % gold)
+        assert same_answer(found, gold), frame
+        assert same_answer(gold, found), frame
+
+
+def test_no_gold_answer_of_mathematics_is_taken_for_another():
+    pairs = [(one, other) for one in MATHEMATICS for other in MATHEMATICS if one != other]
+    assert [pair for pair in pairs if same_answer(*pair)] == []

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from coconut.data.examples import find_answer_line
-from coconut.evaluation.markup import join_thin_groups, normalise, simplify
+from coconut.evaluation.markup import join_thin_groups, normalise, plain_markup, simplify, squeeze
 from coconut.evaluation.quantities import Tolerance, read_quantity
 
 _DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
@@ -74,6 +74,8 @@ def same_answer(found: str | None, gold: str, tolerance: Tolerance = None) -> bo
         return False
     if found == gold:
         return True
+    if squeeze(plain_markup(found)).casefold() == squeeze(plain_markup(gold)).casefold():
+        return True
     found, gold = simplify(found), simplify(gold)
     if _DIGIT_STRING.fullmatch(gold):
         return found.replace(" ", "") == gold.replace(" ", "")
@@ -81,7 +83,7 @@ def same_answer(found: str | None, gold: str, tolerance: Tolerance = None) -> bo
 
 
 def _same_values(found: str, gold: str, tolerance: Tolerance) -> bool:
-    if found.casefold() == gold.casefold():
+    if squeeze(found).casefold() == squeeze(gold).casefold():
         return True
     found_quantity, gold_quantity = read_quantity(found), read_quantity(gold)
     return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity, tolerance)
