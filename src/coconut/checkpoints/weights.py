@@ -232,7 +232,7 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
 
 
 def _note_own_head(model: PreTrainedModel, folder: Path) -> None:
-    """Correct a config that ties a head of its own: transformers loads it untied, and would tie it when rows are added."""
+    """Correct a config that ties a head of its own, which transformers loads untied but ties when rows are added."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is None or head.weight is embeddings.weight
     if is_tied or not model.config.tie_word_embeddings:
