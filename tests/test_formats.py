@@ -1,5 +1,5 @@
 """Tests of data as they are published: prose, markers, numbers, and files of another kind than was said."""
-# ruff: noqa: RUF001, RUF003 (letters of other scripts are the matter of some tests)
+# ruff: noqa: RUF001 (letters of other scripts are the matter of some tests)
 
 import bz2
 import gzip
