@@ -254,6 +254,19 @@ def test_choices_and_answers_that_name_none_are_refused(row, message):
         parse_row({"c": ["x", "y", "z"], "a": [1, 0, 0]} | row, choices="c", answer_names="one_hot")
 
 
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("He has 9 * 2 = 18.\n#### 18\nThe answer is: 18", ("He has 9 * 2 = 18.",)),
+        ("Two steps.\nThen 18.\n###  18\nThe answer is: 18", ("Two steps.", "Then 18.")),
+        ("So 9.\n#### 9\nThen 18.\nThe answer is: 18", ("So 9.", "#### 9", "Then 18.")),
+    ],
+)
+def test_a_line_that_only_says_the_answer_is_no_step(text, steps):
+    keys = {"steps": "a", "split_steps": "separator", "separator": "\n", "answer_after": "The answer is:"}
+    assert parse_row({"a": text}, **keys).steps == steps
+
+
 # --- what each key takes --------------------------------------------------------------------
 
 

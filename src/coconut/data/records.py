@@ -126,9 +126,10 @@ def kind_shown(value: Any) -> str:
 
 
 def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") -> ParsedRow:
-    """Strip the parts, drop empty steps, and refuse text that later stages would confuse with their own."""
-    stripped = [step.strip() for step in steps]
+    """Strip the parts, drop steps that are empty or say only the answer, and refuse text that only later stages write."""
     answer = _MARK_BEFORE_ANSWER.sub("", answer.strip())
+    # A line of the solution that only says the answer, as GSM8K and MetaMath write it, is no step.
+    stripped = ["" if _says_only(answer, step.strip()) else step.strip() for step in steps]
     example = Example(question.strip(), [step for step in stripped if step], answer, fold(group))
     parts = {"question": example.question, "answer": example.answer}
     parts |= {f"steps[{i}]": step for i, step in enumerate(example.steps)}
@@ -141,6 +142,11 @@ def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") 
             " only that much is read of a model's answer",
         )
     return ParsedRow(example, len(stripped) - len(example.steps))
+
+
+def _says_only(answer: str, step: str) -> bool:
+    marked = _MARK_BEFORE_ANSWER.match(step)
+    return marked is not None and fold(step[marked.end() :]) == fold(answer)
 
 
 def _check_part(key: str, text: str) -> None:
