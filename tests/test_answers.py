@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import sys
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -12,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coconut.config.schema import DataConfig, Source
+from coconut.config.params import load_params
+from coconut.config.schema import DataConfig, Multiplication, Source
 from coconut.data.examples import is_scorable
 from coconut.data.sources import read_split
 from coconut.evaluation.answers import extract_answer, same_answer
+from coconut.evaluation.entry import find_rule
 
 RAW_DIR = Path(__file__).parents[2] / "shared" / "data"
 
@@ -87,8 +91,10 @@ def test_no_answer_is_none_and_not_the_text(text):
         ("TRUE.", "True"),
         ("\u2019tis", "'tis"),
         (" 5  5 6 0 ", "5 5 6 0"),
-        ("0 4 1", "041"),
-        ("0 0", "00"),
+        ("25", "025"),
+        ("-7", "-007"),
+        ("0", "000"),
+        ("3", "03.0"),
     ],
 )
 def test_two_spellings_of_one_answer_are_the_same(found, gold):
@@ -138,11 +144,16 @@ def test_two_answers_are_not_the_same(found, gold):
     assert not found or not same_answer(gold, found)
 
 
-@pytest.mark.parametrize(("found", "gold"), [("5560", "5 5 6 0"), ("99", "9 9"), ("07", "7"), ("041", "41")])
-def test_the_gold_answer_decides_whether_every_digit_counts(found, gold):
-    """Digits that are set apart, and needless zeros, belong to the form of a data set."""
-    assert same_answer(found, gold)
-    assert not same_answer(gold, found)
+@pytest.mark.parametrize(
+    ("found", "gold", "wanted"),
+    [
+        *[("5560", "5 5 6 0", True), ("99", "9 9", True), ("0 4 1", "041", True), ("0 0", "00", True)],
+        *[("12", "1 2", True), ("9 9", "99", True), ("41", "041", False), ("7", "007", False), ("07", "7", False)],
+    ],
+)
+def test_only_a_rule_of_the_set_makes_every_digit_count(found, gold, wanted):
+    assert same_answer(found, gold, "digits") is wanted
+    assert same_answer(found, gold) is not wanted
 
 
 SAMPLES = {
@@ -282,7 +293,7 @@ def test_plain_numbers_are_the_same_exactly_when_their_values_are(number, other)
 @given(st.text(alphabet="0123456789", min_size=2), st.text(alphabet="0123456789", min_size=2))
 def test_spaced_digits_are_the_same_exactly_when_every_digit_is(found, gold):
     assert same_answer(" ".join(found), " ".join(gold)) == (found == gold)
-    assert same_answer(found, " ".join(gold)) == (found == gold)
+    assert same_answer(found, " ".join(gold), "digits") == (found == gold)
 
 
 DIGIT_STRING = re.compile(r"0?[0-9]+( [0-9]+)*")
@@ -345,3 +356,82 @@ def test_a_tolerance_is_a_distance_between_exact_values(seed):
     found = gold + off
     wanted = found == gold or abs(Fraction(found) - Fraction(gold)) <= Fraction(tolerance)
     assert same_answer(f"{found:f}", f"{gold:f}", tolerance) is wanted
+
+
+MATHEMATICS = [
+    *(r"\sqrt{51}", r"11\sqrt2", r"\left( 3, \frac{\pi}{2} \right)", "6+9i", "-2 + 7i", "3, 5, 7", "(3,4)", r"52_8"),
+    *(r"\frac34", r"\dfrac{9}{7}", r"[-2,7]", r"(0,9)\cup(9,36)", r"1 \pm \sqrt{19}", r"10,\!080", r"\$18.90", "8\\%"),
+    *(r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\text{(C)}", r"90^\circ", r"\sqrt[3]{4}", r"0.\overline{3}"),
+    *(r"\left[ 0, \frac{1}{3} \right)", r"864 \mbox{ inches}^2", r"\{-1,0,1\}", r"e^{i\pi/3}", "x^3 - 6x^2 + 11x - 6"),
+    *(r"\frac{\sqrt{3}+1}{2}", r"1\frac{4}{5}", r"x \in (-\infty,-4]", "(100,200)", r"\binom{10}{3}", ".35625"),
+]
+
+
+@pytest.mark.parametrize("gold", MATHEMATICS)
+def test_a_gold_answer_of_mathematics_is_right_in_every_frame(gold):
+    frames = [
+        r"\boxed{%s}",
+        "$%s$",
+        "$ %s $",
+        "$$%s$$",
+        r"\( %s \)",
+        r"$\boxed{%s}$.",
+        r"$\displaystyle %s.$",
+        "**%s**",
+    ]
+    for frame in frames:
+        found = extract_answer("### " + frame % gold)
+        assert same_answer(found, gold), frame
+        assert same_answer(gold, found), frame
+
+
+def test_no_gold_answer_of_mathematics_is_taken_for_another():
+    pairs = [(one, other) for one in MATHEMATICS for other in MATHEMATICS if one != other]
+    assert [pair for pair in pairs if same_answer(*pair)] == []
+
+
+# --- rules of a set -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "wanted"),
+    [
+        ("x+1", "1 + x", True),
+        (r"2\sqrt{2}", r"\sqrt8", True),
+        (r"$\frac{2}{4}$", "0.5", True),
+        (r"\boxed{\text{Evelyn}}", "Evelyn", True),
+        ("East", "east", True),
+        ("$5", "5", True),
+        (r"\sqrt{2}", "2", False),
+        ("(3,4)", "(4,3)", False),
+        (None, "1", False),
+    ],
+)
+def test_math_verify_judges_where_a_set_asks_for_it(found, gold, wanted):
+    pytest.importorskip("math_verify")
+    assert same_answer(found, gold, "math_verify") is wanted
+
+
+def test_math_verify_that_is_not_installed_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ValueError, match=r"math-verify is not installed; run pip install -e '\.\[math\]'"):
+        same_answer("x+1", "1+x", "math_verify")
+
+
+def test_the_rule_of_a_set_is_its_own_or_that_of_multiplication():
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    generated, file = (
+        Source("generated", rows=9, generator=Multiplication("multiplication", 4)),
+        Source("multiplication"),
+    )
+    tests = {"plain": Source("canonical", file="a.json"), "mine": file, "far": generated, "math": Source("fields")}
+    evaluate = replace(params.evaluate, answer_rules={"math": "math_verify", "mine": "marked"})
+    params = replace(params, data=replace(params.data, tests=tests, valid=file), evaluate=evaluate)
+    assert {split: find_rule(params, split) for split in params.data.splits} == {
+        "train": None,
+        "valid": "digits",
+        "test": None,
+        "tests/mine": "marked",
+        "tests/far": "digits",
+        "tests/math": "math_verify",
+    }

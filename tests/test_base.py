@@ -140,6 +140,17 @@ def test_marker_rows_start_as_the_row_of_like_and_no_logit_moves(family, tied):
     torch.testing.assert_close(after[..., 64:], logits[..., like_id, None].expand(-1, -1, 3))
 
 
+@pytest.mark.parametrize(("num_words", "num_missing"), [(64, 0), (67, 3), (80, 16)])
+def test_tokens_without_a_row_are_named(num_words, num_missing, tiny_llama, log_lines):
+    tokenizer = word_tokenizer(num_words - 3)
+    num_tokens = len(tokenizer)
+    assert num_tokens - 64 == num_missing
+    add_markers(tiny_llama, tokenizer)
+    named = [line for line in log_lines if "have no row in the embeddings" in line]
+    assert len(named) == bool(num_missing)
+    assert not named or named[0].startswith(f"{num_missing} tokens of the tokenizer")
+
+
 def test_marker_rows_start_as_the_mean_row_where_like_is_no_token(tiny_llama):
     tokenizer = word_tokenizer(like="other")
     wanted = [rows.mean(dim=0) for rows in rows_of(tiny_llama)]

@@ -108,6 +108,165 @@ def test_a_template_gives_the_text_of_a_simple_replacement_or_an_error(row, valu
     assert found == wanted or "{{{" in value or "}}}" in value  # The replacement cannot tell which braces pair.
 
 
+OPENAI = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How?"},
+        {"role": "assistant", "content": "So 4"},
+    ]
+}
+SHAREGPT = {"conversations": [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So 4"}]}
+NESTED = {"chat": {"turns": [{"role": "user", "content": [{"text": "How?"}]}, {"from": "gpt", "value": "4"}]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "answer"),
+    [
+        (OPENAI, "messages[user].content", "messages[assistant].content"),
+        ({"messages": OPENAI["messages"][1:]}, "messages[user].content", "messages[assistant].content"),
+        (OPENAI, "{messages[user].content}", "{messages[assistant].content}"),
+        (SHAREGPT, "conversations[human].value", "conversations[gpt].value"),
+        ({"conversations": SHAREGPT["conversations"][::-1]}, "conversations[human].value", "conversations[gpt].value"),
+        (NESTED, "chat.turns[user].content.0.text", "chat.turns[gpt].value"),
+        ({"a[user]": "How?", "a": "4"}, "a[user]", "a"),
+    ],
+)
+def test_a_message_is_found_by_its_role(row, question, answer):
+    example = parse_row(row, question=question, answer=answer)
+    assert (example.question, example.answer.rpartition(" ")[2]) == ("How?", "4")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (OPENAI["messages"][:1], r"m\[user\]: found 0 messages of 'user' among system, wanted one"),
+        (OPENAI["messages"] * 2, r"m\[user\]: found 2 messages of 'user' among system, user, assistant, system, "),
+        ([{"text": "x"}], r"m\[user\]: found 0 messages of 'user' among no role or from at all"),
+        ("text", r"no m\[user\] among q, a, m"),
+    ],
+)
+def test_a_role_that_no_message_has_or_several_is_an_error_that_names_the_roles(messages, message):
+    with pytest.raises(RowError, match=message):
+        parse_row({"m": messages}, question="m[user].content")
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "question"),
+    [
+        ({"c": None}, {"question": "{c} {q}"}, "How?"),
+        ({"c": None}, {"question": "{q}\n{c}"}, "How?"),
+        ({"c": ["one", "two", 3, None, "four"]}, {"question": "{c}. {q}", "join": "; "}, "one; two; 3; four. How?"),
+        ({"c": ["one", "two"]}, {"question": "c", "join": "\n"}, "one\ntwo"),
+        ({"c": {"d": ["one"]}}, {"question": "{c.d} {q}", "join": " "}, "one How?"),
+        ({"c": []}, {"question": "{c} {q}", "join": " "}, "How?"),
+    ],
+)
+def test_parts_that_are_null_are_left_out_and_lists_are_joined(row, keys, question):
+    assert parse_row(row, **keys).question == question
+
+
+def test_steps_in_a_list_of_paragraphs_are_split_after_they_are_joined():
+    keys = {"steps": "s", "split_steps": "sentences", "join": "\n"}
+    assert parse_row({"s": ["One. Two.", "Three."]}, **keys).steps == ("One.", "Two.", "Three.")
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "message"),
+    [
+        (
+            {"q": ["x"]},
+            {},
+            'q is a list, wanted text; fields.join says what stands between its values, such as join: " "',
+        ),
+        ({"q": None}, {}, "q is null, wanted text"),
+        ({"c": None, "q": None}, {"question": "{c} {q}"}, "c is null, wanted text"),
+        ({"c": None}, {"answer": "{a} {c}"}, "c is null, wanted text"),
+        ({"q": [["x"]]}, {"join": " "}, r"q\[0\] is a list, wanted text"),
+        ({"q": []}, {"join": " "}, "question is empty, wanted text"),
+    ],
+)
+def test_a_part_that_gives_no_text_is_named_with_the_cure(row, keys, message):
+    with pytest.raises(RowError, match=message):
+        parse_row(row, **keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"So $x=\boxed{5}$.", "5"),
+        (r"\boxed{1} is wrong; $\boxed{\frac{1}{\sqrt{2}}}$.", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed {\text{(A)}}", r"\text{(A)}"),
+        (r"\fbox{5} cm", "5"),
+        (r"\boxed{\boxed{7}}", "7"),
+    ],
+)
+def test_a_gold_answer_is_what_the_last_box_holds(text, answer):
+    assert parse_row({"a": text}, answer_in="boxed").answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("5", r"no \\boxed\{...\} in the answer's field"), (r"\boxed{5", r"a \\boxed\{ that is not closed")],
+)
+def test_a_text_without_a_whole_box_has_no_answer(text, message):
+    with pytest.raises(RowError, match=message):
+        parse_row({"a": text}, answer_in="boxed")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"c": ["2", "4", "6"], "a": 2, "names": "number"},
+        {"c": ["2", "4", "6"], "a": "2.0", "names": "number"},
+        {"c": ["2", "4", "6"], "a": 1.0, "names": "index"},
+        {"c": ["2", "4", "6"], "a": "1", "names": "index"},
+        {"c": ["2", "4", "6"], "a": [0, 1, 0], "names": "one_hot"},
+        {"c": ["2", "4", "6"], "a": [False, True, False], "names": "one_hot"},
+        {"c": ["2", "4", "6"], "a": [0.0, 1.0, 0.0], "names": "one_hot"},
+        {"c": "A) 2 B) 4 C) 6", "a": "B", "names": None},
+        {"c": "a ) 2 , b ) 4 , c ) 6", "a": "b", "names": None},
+        {"c": "(A) 2\n(B) 4\n(C) 6", "a": "(B)", "names": None},
+        {"c": "A. 2; B. 4; C. 6", "a": "4", "names": "text"},
+        {"c": '["2", "4", "6"]', "a": "B", "names": None},
+    ],
+)
+def test_an_answer_names_its_choice_in_every_published_way(row):
+    example = parse_row(row, choices="c", answer_names=row["names"])
+    assert (example.question, example.answer) == ("How?\nA) 2\nB) 4\nC) 6", "B")
+
+
+def test_numbered_choices_in_one_text_keep_their_numbers():
+    assert parse_row({"c": "1) red 2) blue", "a": 2}, choices="c").question == "How?\n1) red\n2) blue"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": [0, 1, 1]}, "a is 2 of 3 that are 1 or true, wanted a list with one of them"),
+        ({"a": "B"}, "a is text, wanted a list with one of them"),
+        ({"a": [0, 0, 0, 1]}, "the one_hot of no choice"),
+        ({"c": "red or blue"}, "c is 'red or blue', wanted a list of choices, or one text such as"),
+    ],
+)
+def test_choices_and_answers_that_name_none_are_refused(row, message):
+    with pytest.raises(RowError, match=message):
+        parse_row({"c": ["x", "y", "z"], "a": [1, 0, 0]} | row, choices="c", answer_names="one_hot")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("He has 9 * 2 = 18.\n#### 18\nThe answer is: 18", ("He has 9 * 2 = 18.",)),
+        ("Two steps.\nThen 18.\n###  18\nThe answer is: 18", ("Two steps.", "Then 18.")),
+        ("So 9.\n#### 9\nThen 18.\nThe answer is: 18", ("So 9.", "#### 9", "Then 18.")),
+    ],
+)
+def test_a_line_that_only_says_the_answer_is_no_step(text, steps):
+    keys = {"steps": "a", "split_steps": "separator", "separator": "\n", "answer_after": "The answer is:"}
+    assert parse_row({"a": text}, **keys).steps == steps
+
+
 # --- what each key takes --------------------------------------------------------------------
 
 
@@ -296,7 +455,7 @@ BAD_ROWS = {
     ),
     "an empty choice": ({"q": "x", "a": "A", "c": ["A)", "B)2"]}, {"choices": "c"}, "choices", "choice A of c is"),
     "one choice": ({"q": "x", "a": "A", "c": ["A)1"]}, {"choices": "c"}, "choices", "1 choices, wanted 2 to 26"),
-    "choices as text": ({"q": "x", "a": "A", "c": "A)1 B)2"}, {"choices": "c"}, "choices", "c is text, wanted a list"),
+    "choices as text": ({"q": "x", "a": "A", "c": "1 2"}, {"choices": "c"}, "choices", "c is '1 2', wanted a list"),
     "filter on a list": ({"q": "x", "a": "1", "k": []}, {"where": {"k": "x"}}, "wrong type", "k is a list"),
     "filter without field": ({"q": "x", "a": "1"}, {"where": {"k": "x"}}, "missing field", "no k among q, a"),
     "marker in a template": ({"q": "<|latent|>", "a": "1"}, {}, "marker", "only the pipeline may write"),

@@ -1,4 +1,5 @@
 """Tests of data as they are published: prose, markers, numbers, and files of another kind than was said."""
+# ruff: noqa: RUF001 (letters of other scripts are the matter of some tests)
 
 import bz2
 import gzip
@@ -49,6 +50,30 @@ def parse(file_format, content):
 )  # fmt: skip
 def test_a_chain_is_split_at_notes_equations_or_sentences(text, steps):
     assert split_chain(text) == steps
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["राम के पास 3.5 सेब हैं।", "वह 2 खरीदता है॥", "१. अब कितने?"],
+        ["রাম যায়।", "সে আসে।"],
+        ["اس کے پاس 3 سیب ہیں۔", "کتنے ہیں؟", "پانچ۔"],
+        ["ሦስት አለው።", "ስንት ገዛ፧", "ሁለት።"],
+        ["他有 3.5 个。", "他买 2 个！”", "几个？"],
+        ["値は３．１４です．", "次に５。"],
+        ["Նա ունի երեք։", "Նա գնեց։"],
+        ["သူ။", "မ။"],
+        ["He has $3.50 vs. 4.", "Mr. Lee met J. Watt!", "So?"],
+    ],
+    ids=["hindi", "bengali", "urdu", "ethiopic", "chinese", "japanese", "armenian", "burmese", "english"],
+)
+def test_sentences_end_as_their_script_ends_them(sentences):
+    assert split_sentences(" ".join(sentences)) == sentences
+    assert split_chain(" ".join(sentences)) == sentences
+
+
+def test_a_blank_is_no_need_where_the_script_s_own_stop_ends_a_sentence():
+    assert split_sentences("রাম যায়।সে আসে।") == ["রাম যায়।", "সে আসে।"]
 
 
 def test_no_word_of_prose_is_lost():

@@ -1,16 +1,19 @@
 """Where the starting weights come from."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from coconut.checkpoints.folder import load_checkpoint
 from coconut.checkpoints.origin import prepare_base
+from coconut.checkpoints.weights import load_model
 from coconut.config.params import load_params
 from coconut.config.schema import Params
 from coconut.data.examples import MARKERS, Example
@@ -191,6 +194,71 @@ def test_a_classification_head_is_dropped_with_a_warning_that_names_it(kind, fam
     assert model.get_output_embeddings().weight[:7].equal(embeddings[:7])
     has_own_head = not model.config.tie_word_embeddings
     assert any("has no language-model head" in message for message in log_lines) == has_own_head
+
+
+@pytest.mark.parametrize("family", slow_but(["gpt2", "qwen2"], FAMILIES))
+@pytest.mark.parametrize("differs", [True, False], ids=["another head", "equal head"])
+def test_a_head_that_differs_from_tied_embeddings_is_kept(family, differs, run, tmp_path, log_lines):
+    folder = save_folder(tmp_path / "model", build_tiny_model(family, tie_word_embeddings=True))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    embeddings = next(tensor for name, tensor in tensors.items() if re.search(r"(wte|embed_tokens)\.weight$", name))
+    tensors["lm_head.weight"] = embeddings.flip(0) if differs else embeddings.clone()
+    save_file(tensors, path, {"format": "pt"})
+
+    model, _, _ = run(folder)
+    head = model.get_output_embeddings().weight
+    assert (head is not model.get_input_embeddings().weight) == differs
+    assert head[:7].equal(tensors["lm_head.weight"][:7])
+    assert model.config.tie_word_embeddings != differs
+    said = [line for line in log_lines if "hold a head" in line]
+    assert len(said) == differs
+
+
+def _wrap(tensors, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _wrap_layers(tensors, _):
+    return {re.sub(r"((?:layers|h)\.\d+\.)", r"\1_orig_mod.", f"module.{name}"): one for name, one in tensors.items()}
+
+
+WRAPPERS = ["base_causallm.", "module.", "_orig_mod.", "model.", "codi.", "base_model.model.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize("family", slow_but(["gpt2"], FAMILIES))
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [*((_wrap, prefix) for prefix in [*WRAPPERS, "_fsdp_wrapped_module.", "a.b.c.d."]), (_wrap_layers, "_orig_mod.")],
+)
+def test_weights_from_within_a_wrapper_are_those_of_the_model(family, wrap, prefix, tmp_path, log_lines):
+    model = build_tiny_model(family)
+    folder = save_folder(tmp_path / "model", model)
+    tensors = wrap(load_file(folder / "model.safetensors"), prefix) | {"value_head.weight": torch.zeros(2)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    read = load_model(folder)
+    assert all(one.equal(read.state_dict()[name]) for name, one in model.state_dict().items())
+    assert any("named as in a wrapper" in line and prefix.split(".")[0] in line for line in log_lines)
+    assert any("value_head.weight" in line for line in log_lines)
+
+
+@pytest.mark.parametrize("family", slow_but(["gpt2"], ["gpt2", "llama"]))
+def test_a_wrapped_model_without_its_head_is_read_like_one_without_wrapper(family, tmp_path):
+    model = build_tiny_model(family, tie_word_embeddings=True)
+    folder = save_folder(tmp_path / "model", model)
+    tensors = load_file(folder / "model.safetensors")
+    bare = {f"module.{name.partition('.')[2]}": tensor for name, tensor in tensors.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    assert all(one.equal(load_model(folder).state_dict()[name]) for name, one in model.state_dict().items())
+
+
+def test_names_of_which_only_some_have_a_prefix_are_left_alone(tmp_path, tiny_llama):
+    folder = save_folder(tmp_path / "model", tiny_llama)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["module.model.norm.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 tensors of a LlamaForCausalLM, model\.norm\.weight among them"):
+        load_model(folder)
 
 
 def test_plain_autotokenizer_s_own_mind_is_a_warning(run, tmp_path, log_lines):

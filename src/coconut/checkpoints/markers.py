@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +34,13 @@ def add_markers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
         # It draws the new rows first; they are overwritten, but the draws would move every later one.
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(num_needed, mean_resizing=False)
+    missing = [token for token, index in known_ids.items() if index >= num_rows and token not in MARKERS]
+    if missing:
+        logger.warning(
+            "{} tokens of the tokenizer have no row in the embeddings, {} among them; their rows start like those of"
+            " the markers and have to be trained; if weights and tokenizer are of different models, fetch them again",
+            *(len(missing), ", ".join(map(repr, sorted(missing, key=known_ids.__getitem__)[:8]))),
+        )
     new_rows = sorted({*marker_ids, *range(num_rows, num_needed)})
     like = tokenizer.encode("<<", add_special_tokens=False)
     has_like = len(like) == 1 and like[0] != tokenizer.unk_token_id

@@ -63,7 +63,8 @@ def read_projector(folder: Path) -> dict[str, Tensor]:
         check_header(path)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (the file is no mapping)
-                if name.startswith(PROJECTOR):
-                    number, _, kind = name.removeprefix(PROJECTOR).partition(".")
+                wrapper, found_here, place = name.rpartition(PROJECTOR)
+                if found_here and wrapper[-1:] in ("", "."):
+                    number, _, kind = place.partition(".")
                     found[f"finish.{_PARTS.get(number, number)}.{kind}"] = file.get_tensor(name)
     return found

@@ -10,10 +10,12 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from loguru import logger
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from coconut.checkpoints.tensors import check_header
+from coconut.checkpoints.wrappers import find_wrapper
 from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
 from coconut.files import amount
@@ -138,7 +140,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
     """Load the weights of a Hugging Face folder as a causal language model, in evaluation mode.
 
     A classification head is dropped with a warning. A language-model head that is missing becomes
-    a copy of the input embeddings, with a warning. Anything else that is missing is an error.
+    a copy of the input embeddings, with a warning; one that differs from them stays, whatever the config says.
+    Anything else that is missing is an error.
 
     Raises:
         ValueError: if config, weights or `generation_config.json` are missing, damaged or do not fit together.
@@ -148,6 +151,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
         check_header(path)
     if (folder / "generation_config.json").is_file():
         read_json(folder / "generation_config.json")
+    renaming = _find_renaming(folder, config)
     try:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -155,6 +159,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
+                key_mapping=renaming or None,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -172,6 +177,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
             f" weights and config are of different models; {_FETCH}"
         )
     _settle_head(model, folder, missing=set(report["missing_keys"]), unexpected=set(report["unexpected_keys"]))
+    _note_own_head(model, folder)
     _check_finite(model, folder)
     _check_end_of_text(model, folder)
     model.eval()
@@ -199,6 +205,23 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _find_renaming(folder: Path, config: PretrainedConfig) -> dict[str, str]:
+    """Find what to take out of the weights' names because a wrapper put it there, and say so."""
+    with torch.device("meta"):
+        model = build_model(config, folder / "config.json")
+    own = [*model.state_dict()]
+    bare = [name.removeprefix(f"{model.base_model_prefix}.") for name in own]
+    names: list[str] = []
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    renaming = find_wrapper(names, {*own, *bare})
+    if renaming:
+        parts = " and ".join(pattern.removeprefix("^").replace("\\", "") for pattern in renaming)
+        logger.warning("{}: its weights are named as in a wrapper; taken out of their names: {}", folder, parts)
+    return dict(renaming)
+
+
 def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], unexpected: set[str]) -> None:
     """Judge the difference between a folder's weights and the causal language model's."""
     head = model.get_output_embeddings()
@@ -214,7 +237,7 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
             f"{folder}: its weights lack {len(names)} tensors of a {type(model).__name__}, {names[0]} among them;"
             f" wanted all of them; {_FETCH}"
         )
-    if names := sorted(name for name in unexpected if not name.startswith(PROJECTOR)):
+    if names := sorted(name for name in unexpected if PROJECTOR not in name):
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         logger.warning(
             "{}: loaded as {}; dropped weights it has no place for: {}", folder, type(model).__name__, listed
@@ -227,6 +250,21 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
         logger.warning(
             "{}: has no language-model head; it starts as a copy of the input embeddings and has to be trained", folder
         )
+
+
+def _note_own_head(model: PreTrainedModel, folder: Path) -> None:
+    """Correct a config that ties a head of its own, which transformers loads untied but ties when rows are added."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is None or head.weight is embeddings.weight
+    if is_tied or not model.config.tie_word_embeddings:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    logger.warning(
+        "{}: its config has tie_word_embeddings: true, but its weights hold a head that differs from the input"
+        " embeddings; the head is kept, and checkpoints say tie_word_embeddings: false",
+        folder,
+    )
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:

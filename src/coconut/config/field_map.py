@@ -32,12 +32,17 @@ class Fields:
     """The answer is what follows the last of these."""
     answer_before: str | None = None
     """The answer is what precedes it; a row that holds it twice is refused."""
+    answer_in: Literal["boxed"] | None = None
+    r"""The answer is what the last `\boxed{...}` of the text holds."""
+    join: str | None = None
+    """What stands between the values of a list that is a part of a question, an answer or a text of steps."""
     booleans: Literal["true_false", "yes_no"] | None = None
     """The answer is a truth value, in JSON or in words, and is written in these words."""
     choices: str | None = None
     """A path to the choices, which are appended to the question, a line each: `A) text`."""
-    answer_names: Literal["letter", "text", "index"] | None = None
-    """What the field of the answer holds of its choice; `letter` where it is left out. The index counts from 0."""
+    answer_names: Literal["letter", "text", "index", "number", "one_hot"] | None = None
+    """What the field of the answer holds of its choice; `letter` where it is left out. The index counts from 0, the
+    number from 1, and `one_hot` is a list in which only the answer's place is 1 or true."""
     answer_as: Literal["letter", "text"] | None = None
     """What the example's answer is; `letter` where it is left out."""
     group: str | None = None

@@ -306,3 +306,8 @@ def _check_answer(fields: Fields, path: str) -> None:
                 raise ValueError(f"{path}.{key}: only beside choices; name the field of the choices, or take it out")
     elif fields.booleans is not None:
         raise ValueError(f"{path}.booleans: not beside choices, which an answer names by letter, text or index")
+    if fields.answer_names == "one_hot" and "{" in str(fields.answer):
+        raise ValueError(
+            f"{path}.answer: found the template {shown(fields.answer)}, which gives one text, wanted the name of a"
+            " field that holds a list, as answer_names: one_hot says"
+        )

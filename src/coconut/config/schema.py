@@ -162,6 +162,12 @@ class DataConfig:
         name = self.test_names.get(split)
         return f"data.{split}" if name is None else f"data.tests.{name}"
 
+    def is_multiplication(self, split: str) -> bool:
+        """Tell whether a split's answers are digit strings, of which every digit counts."""
+        source = self.splits[split]
+        is_generated = source.format == "generated" and isinstance(self.generator_of(source), Multiplication)
+        return is_generated or source.format == "multiplication"
+
     def generator_of(self, source: Source) -> Generator:
         """Return the generator of a split that is generated."""
         generator = source.generator or self.generator
@@ -225,6 +231,9 @@ class TrainConfig:
     """Validation examples that are scored after each epoch: the first ones."""
 
 
+SetRule = Literal["marked", "last_number", "digits", "math_verify"]
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The section `evaluate`: how a checkpoint is scored."""
@@ -236,8 +245,8 @@ class EvaluateConfig:
     tolerance: Annotated[Literal["decimals"] | Positive | None, Word("exact")] = None
     """What a number may differ by from the gold one: nothing; so much; or half a unit of the gold one's last decimal,
     where it has any. Validation while training is always exact."""
-    answer_rules: Annotated[Mapping[str, Literal["marked", "last_number"]] | None, Word("none")] = None
-    """By test set: where texts say the answer, where that is not as the checkpoint says."""
+    answer_rules: Annotated[Mapping[str, SetRule] | None, Word("none")] = None
+    """By test set: where texts say the answer, where that is not as the checkpoint says; or how it is compared."""
     samples: Natural = 0
     """Answers that are drawn for each test question beside the greedy one; 0 for none."""
     temperature: NonNegative = 0.7

@@ -2,7 +2,7 @@
 
     value    = path | template (a text with a brace in it)
     template = (text | "{" path "}" | "{{" | "}}")*, with at least one path
-    path     = key ("." key)*, where a whole number leads into a list
+    path     = key ("." key)*, where a whole number leads into a list, and `key[role]` to the only one with that role
 
 A path is looked up in mappings and lists, and nowhere else: no code is evaluated, and no attribute is read.
 `coconut.data.fields` says what a value gives for a row.

@@ -9,7 +9,7 @@ from typing import Any
 from coconut.config.field_map import Fields, IsNot, Scalar
 from coconut.config.messages import key_shown, shown, suggest
 from coconut.config.templates import Template, parse_template
-from coconut.data.choices import append_choices, find_choice, read_choices
+from coconut.data.choices import append_choices, find_choice, read_choices, read_one_hot
 from coconut.data.documents import RepeatedKey
 from coconut.data.examples import fold
 from coconut.data.formats import NOTE, split_chain
@@ -25,6 +25,9 @@ _SPLITTERS: Mapping[str, Callable[[str], list[str]]] = {
     "notes": NOTE.findall,
 }
 _INDEX = re.compile("[0-9]{1,9}")
+_BY_ROLE = re.compile(r"(?P<key>.+)\[(?P<role>[^\[\]]+)\]")
+_ROLE_KEYS = ("role", "from")
+"""How the messages of a chat say who speaks."""
 _MAX_LISTED = 30
 """Fields that a message lists."""
 
@@ -69,7 +72,7 @@ class FieldReader:
         record = read_record(content)
         for path in self.fields.where or ():
             read_scalar_or_null(record, path)
-        question, answer = _fill(self._question, record, "question"), self._read_answer(record)
+        question, answer = self._fill(self._question, record, "question"), self._read_answer(record)
         if self.fields.choices is None:
             _refuse_missing_value(answer)
         else:
@@ -86,7 +89,11 @@ class FieldReader:
         return "" if value is None else str(value)
 
     def _read_answer(self, record: Mapping[str, Any]) -> str:
-        answer = _fill(self._answer, record, "answer")
+        if self.fields.answer_names == "one_hot":
+            return read_one_hot(find_field(record, self._answer.paths[0]), self._answer.paths[0])
+        answer = self._fill(self._answer, record, "answer")
+        if self.fields.answer_in == "boxed":
+            answer = _read_box(answer)
         after, before = self.fields.answer_after, self.fields.answer_before
         if after is not None:
             _, found, answer = answer.rpartition(after)
@@ -113,13 +120,36 @@ class FieldReader:
             return []
         if rule == "list":
             return _read_list(record, self._steps.paths[0])
-        text = _fill(self._steps, record, "steps", empty=True)
+        text = self._fill(self._steps, record, "steps")
         if self.fields.answer_after is not None and self._steps == self._answer:
             text = text.rpartition(self.fields.answer_after)[0]
         if rule == "separator":
             assert self.fields.separator is not None, "the config requires a separator"
             return text.split(self.fields.separator)
         return _SPLITTERS[rule](text)
+
+    def _fill(self, template: Template, record: Mapping[str, Any], part: str) -> str:
+        """Write the texts and fields of a template one after the other; null is left out of a question's or steps'."""
+        values = [find_field(record, path) for path in template.paths]
+        is_blank = all(value is None or (value == "" and len(values) == 1 and part != "steps") for value in values)
+        texts = [template.texts[0]]
+        for path, value, text in zip(template.paths, values, template.texts[1:], strict=True):
+            if is_blank or (value is None and part == "answer"):
+                found = "null" if value is None else "empty"
+                raise RowError("no answer" if part == "answer" else "missing field", f"{path} is {found}, wanted text")
+            texts += ["" if value is None else self._read_part(value, path), text]
+        return "".join(texts)
+
+    def _read_part(self, value: Any, path: str) -> str:
+        if not isinstance(value, list):
+            return read_scalar(value, path)
+        if self.fields.join is None:
+            raise RowError(
+                "wrong type",
+                f"{path} is a list, wanted text; fields.join says what stands between its values, such as"
+                f' join: " ", or name one of them, as in {path}.0',
+            )
+        return self.fields.join.join(read_scalar(one, f"{path}[{i}]") for i, one in enumerate(value) if one is not None)
 
 
 def choose_reader(maps: Sequence[Fields], contents: Sequence[Any]) -> FieldReader:
@@ -182,12 +212,33 @@ def _walk(record: Any, path: str) -> tuple[Any, str | None]:
             return value[rest], None
         if isinstance(value, Mapping) and key in value:
             value = value[key]
+        elif (message := _message_of(value, key)) is not None:
+            value = message
         elif isinstance(value, list) and _INDEX.fullmatch(key) and int(key) < len(value):
             value = value[int(key)]
         else:
             break
         rest = below
     return (value, None) if not rest else (value, path[: len(path) - len(rest)].rstrip("."))
+
+
+def _find_messages(value: Any, key: str) -> tuple[list[Any], str]:
+    """Return the messages that `key[role]` speaks of, and the role; none where it speaks of no list."""
+    match = _BY_ROLE.fullmatch(key)
+    messages = value.get(match["key"]) if match and isinstance(value, Mapping) else None
+    return (messages, match["role"]) if match and isinstance(messages, list) else ([], "")
+
+
+def _role_of(message: Any) -> str | None:
+    roles = [message[key] for key in _ROLE_KEYS if key in message] if isinstance(message, Mapping) else []
+    return str(roles[0]) if roles else None
+
+
+def _message_of(value: Any, key: str) -> Any:
+    """Return the only message of a role, or None."""
+    messages, role = _find_messages(value, key)
+    found = [message for message in messages if _role_of(message) == role]
+    return found[0] if len(found) == 1 else None
 
 
 def read_scalar_or_null(record: Any, path: str) -> str | None:
@@ -204,6 +255,14 @@ def _missing(value: Any, path: str, walked: str) -> RowError:
     if isinstance(value, RepeatedKey):
         return RowError("repeated key", f"key {shown(value.key)} stands twice in the object, wanted it once")
     key = path[len(walked) :].lstrip(".").partition(".")[0]
+    messages, role = _find_messages(value, key)
+    if role:
+        roles = [_role_of(message) for message in messages]
+        found = ", ".join(str(one) for one in roles[:_MAX_LISTED] if one is not None) or "no role or from at all"
+        return RowError(
+            "missing field",
+            f"{key_shown(key)}: found {roles.count(role)} messages of {shown(role)} among {found}, wanted one",
+        )
     if isinstance(value, Mapping):
         names = [key_shown(name) for name in value]
         listed = ", ".join(names[:_MAX_LISTED]) or "no field at all"
@@ -220,17 +279,20 @@ def _missing(value: Any, path: str, walked: str) -> RowError:
     return RowError("wrong type", f"no {key_shown(path)}: {found}, wanted an object or a list")
 
 
-def _fill(template: Template, record: Mapping[str, Any], part: str, *, empty: bool = False) -> str:
-    """Write the texts and fields of a template one after the other; a single field may be empty only where said."""
-    texts = [template.texts[0]]
-    for path, text in zip(template.paths, template.texts[1:], strict=True):
-        value = find_field(record, path)
-        if value is None or (value == "" and not empty and len(template.paths) == 1):
-            found = "null" if value is None else "empty"
-            reason = "no answer" if part == "answer" else "missing field"
-            raise RowError(reason, f"{path} is {found}, wanted text")
-        texts += [read_scalar(value, path), text]
-    return "".join(texts)
+def _read_box(text: str) -> str:
+    r"""Return what the last `\boxed{...}` holds, whose braces may be nested.
+
+    >>> _read_box(r"so \boxed{1}, no, $\boxed{\frac{1}{2}}$.")
+    '\\frac{1}{2}'
+    """
+    *_, start = [match.end() for match in re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text)] or [-1]
+    depth = 1
+    for match in re.finditer(r"\\.|[{}]", text[start:] if start >= 0 else ""):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return text[start : start + match.start()]
+    found = "no \\boxed{...}" if start < 0 else "a \\boxed{ that is not closed"
+    raise RowError("no answer", f"{found} in the answer's field, whose end is {shown(text[-40:])}; wanted one")
 
 
 def _read_list(record: Mapping[str, Any], path: str) -> list[str]:

@@ -1,8 +1,10 @@
 """One row from elsewhere: the texts in it, and the example that they make."""
 
+import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from coconut.config.messages import kind_of, shown
@@ -60,23 +62,34 @@ def read_text(record: Mapping[str, Any], key: str, *, empty: bool = False) -> st
 
 
 def read_scalar(value: Any, place: str) -> str:
-    """Return a text as it is, and a number or truth value as its file writes it.
+    """Return a text as it is, and a number, truth value or date as its file writes it.
 
     Raises:
-        RowError: The value is a list, an object, null, or no finite number.
+        RowError: The value is a list, an object, null, no finite number, or bytes that are not UTF-8.
     """
     return as_text(value if isinstance(value, str) else number_text(value), place)
 
 
 def number_text(value: Any) -> Any:
-    """Write true, false or a number as its file does, because the answer is compared as text first."""
+    """Write true, false, a number, a date or text as its file does, because the answer is compared as text first."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, JsonFloat):
         return value.text
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    return value
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{value:f}"
+    if isinstance(value, datetime.date | datetime.time):  # A datetime is a date.
+        return value.isoformat()
+    return _decoded(value) if isinstance(value, bytes) else value
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
 
 
 def read_texts(record: Mapping[str, Any], key: str) -> list[str]:
@@ -103,13 +116,20 @@ def kind_shown(value: Any) -> str:
     """Name the kind of a value, and NaN and the infinities by their names."""
     if isinstance(value, float):
         return "a number" if math.isfinite(value) else f"{float(value)}"
-    return "an object" if isinstance(value, dict) else kind_of(value)
+    kinds = {
+        dict: "an object",
+        bytes: "bytes that are not UTF-8",
+        Decimal: f"{value}",
+        datetime.timedelta: "a duration",
+    }
+    return kinds.get(type(value)) or ("an object" if isinstance(value, dict) else kind_of(value))
 
 
 def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") -> ParsedRow:
-    """Strip the parts, drop empty steps, and refuse text that later stages would confuse with their own."""
-    stripped = [step.strip() for step in steps]
+    """Strip the parts, drop steps that are empty or say only the answer, and refuse text that only later stages write."""
     answer = _MARK_BEFORE_ANSWER.sub("", answer.strip())
+    # A line of the solution that only says the answer, as GSM8K and MetaMath write it, is no step.
+    stripped = ["" if _says_only(answer, step.strip()) else step.strip() for step in steps]
     example = Example(question.strip(), [step for step in stripped if step], answer, fold(group))
     parts = {"question": example.question, "answer": example.answer}
     parts |= {f"steps[{i}]": step for i, step in enumerate(example.steps)}
@@ -122,6 +142,11 @@ def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") 
             " only that much is read of a model's answer",
         )
     return ParsedRow(example, len(stripped) - len(example.steps))
+
+
+def _says_only(answer: str, step: str) -> bool:
+    marked = _MARK_BEFORE_ANSWER.match(step)
+    return marked is not None and fold(step[marked.end() :]) == fold(answer)
 
 
 def _check_part(key: str, text: str) -> None:

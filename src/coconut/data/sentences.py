@@ -1,14 +1,18 @@
 """Splits prose into sentences."""
 
-import re
+import regex as re  # type: ignore[import-untyped]
 
-# The end of a sentence is a line break, or punctuation that white space follows; Chinese and Japanese write no blank.
-_END = re.compile("[.!?]+[\"'\u201d\u2019)\\]]*\\s+|[\u3002\uff01\uff1f]+[\"'\u201d\u2019\u300d)\\]]*\\s*|\\s*\\n\\s*")
+# The end of a sentence is a line break, or punctuation: of ASCII, where white space follows it; of other scripts in any
+# case, because some write no blank. Full stops of other widths also stand in decimals.
+_CLOSING = r"[\"'\p{Close_Punctuation}\p{Final_Punctuation}]*"
+_END = re.compile(
+    rf"(?V1)[.!?]+{_CLOSING}\s+|[\p{{Sentence_Terminal}}--[.!?]]+(?<![\u2024\ufe52\uff0e](?=\d))[.!?]*{_CLOSING}\s*|\s*\n\s*"
+)
 _ABBREVIATIONS = frozenset(
     ["mr.", "mrs.", "ms.", "dr.", "st.", "prof.", "no.", "nos.", "vs.", "e.g.", "i.e.", "approx.", "fig.", "eq."]
 )
 _INITIAL = re.compile(r"[A-Z]\.")
-_LIST_NUMBER = re.compile(r"\(?[0-9]+[.)]")
+_LIST_NUMBER = re.compile(r"\(?\d+[.)]")
 
 
 def split_sentences(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from coconut.data.fields import FieldReader, choose_reader, describe_values
 from coconut.data.formats import PARSERS, Parser
 from coconut.data.records import RowError
 from coconut.data.rows import Row, parse_or_none, read_lines, read_named_records, read_records
-from coconut.data.tables import read_table
+from coconut.data.tables import as_written, read_table
 
 MAX_WARNINGS = 5
 """Number of dropped rows that the log names one by one. It counts the others."""
@@ -194,6 +194,7 @@ def _refuse_csv(text: str, path: Path, file_format: str) -> None:
 def _hub_rows(source: Source, key: str) -> list[Row]:
     # The import takes a second, which generated and local data do not need.
     import datasets
+    import pyarrow as pa
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if source.hub_split is None:
@@ -203,7 +204,8 @@ def _hub_rows(source: Source, key: str) -> list[Row]:
         table = datasets.load_dataset(
             source.hub, source.hub_config, split=source.hub_split, revision=source.hub_revision
         )
-        return [Row(f"{place}: row {number}", row) for number, row in enumerate(table)]
+        kind = pa.struct(table.features.arrow_schema)
+        return [Row(f"{place}: row {number}", as_written(row, kind)) for number, row in enumerate(table)]
     except (
         *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError),
         *(datasets.exceptions.DatasetsError, HTTPError),

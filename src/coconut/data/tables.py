@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import lzma
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -76,9 +77,18 @@ _COMPRESSED: Mapping[bytes, Callable[[bytes], bytes]] = {
 
 
 def _cell_rows(text: str, path: Path) -> list[Row]:
-    """Read a table whose first line names the columns; cells are text, and quotes are those of spreadsheets."""
-    separator = _find_separator(text, path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    """Read a table whose first line names the columns; cells are text.
+
+    Quotes are those of spreadsheets, but in a file named .tsv, which has none, a quotation mark is text.
+    """
+    separator = "\t" if _is_tsv(path) else _find_separator(text)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        strict=True,
+        quoting=csv.QUOTE_NONE if _is_tsv(path) else csv.QUOTE_MINIMAL,
+    )
     rows: list[Row] = []
     names: list[str] = []
     start = 1
@@ -104,9 +114,11 @@ def _as_record(names: list[str], cells: list[str]) -> Any:
     return dict(zip(names, cells, strict=True)) if len(names) == len(cells) else cells
 
 
-def _find_separator(text: str, path: Path) -> str:
-    if path.with_suffix("").suffix == ".tsv" or path.suffix == ".tsv":
-        return "\t"
+def _is_tsv(path: Path) -> bool:
+    return ".tsv" in (path.suffix.lower(), path.with_suffix("").suffix.lower())
+
+
+def _find_separator(text: str) -> str:
     first_line = text.lstrip().partition("\n")[0]
     return max(_SEPARATORS, key=first_line.count)
 
@@ -130,8 +142,27 @@ def _parquet_rows(content: bytes, path: Path) -> list[Row]:
         table = pq.read_table(pa.BufferReader(content))
         if len(set(table.column_names)) < table.num_columns:
             raise ValueError(f"a column stands twice among {shown(', '.join(table.column_names))}")
-        records = table.to_pylist()
+        records = table.to_pylist(maps_as_pydicts="strict")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: found a Parquet table that cannot be read: {reason}; restore it") from None
-    return [Row(f"{path}: row {number}", record) for number, record in enumerate(records)]
+    kind = pa.struct(table.schema)
+    return [Row(f"{path}: row {number}", as_written(record, kind)) for number, record in enumerate(records)]
+
+
+def as_written(value: Any, kind: Any) -> Any:
+    """Return a value of Arrow in which every number is the one with the shortest text: a float32 of .1 becomes 0.1.
+
+    Args:
+        kind: the value's type.
+    """
+    import pyarrow as pa
+
+    if isinstance(value, float) and math.isfinite(value) and pa.types.is_floating(kind) and kind.bit_width < 64:
+        return float(str(kind.to_pandas_dtype()(value)))
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        kinds = {field.name: field.type for field in kind.fields}
+        return {name: as_written(one, kinds.get(name)) for name, one in value.items()}
+    if isinstance(value, dict) and pa.types.is_map(kind):
+        return {name: as_written(one, kind.item_type) for name, one in value.items()}
+    return [as_written(one, kind.value_type) for one in value] if isinstance(value, list) else value

@@ -1,14 +1,16 @@
 """The answer in a generated text, and whether it says the same as the gold answer; docs/answers.md shows both."""
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from coconut.data.examples import find_answer_line
-from coconut.evaluation.markup import join_thin_groups, normalise, simplify
+from coconut.evaluation.markup import join_thin_groups, normalise, plain_markup, simplify, squeeze
+from coconut.evaluation.mathematics import verify
 from coconut.evaluation.quantities import Tolerance, read_quantity
 
-_DIGIT_STRING = re.compile(r"[0-9](?: [0-9])+|0[0-9]+")
-"""Digits set apart (`5 5 6 0`, the multiplication sets), or with a needless 0 in front."""
+Comparison = Tolerance | Literal["digits", "math_verify"]
+"""How two answers are compared: as texts and quantities; digit by digit; or by the package math-verify."""
+_DIGIT_STRING = re.compile(r"[0-9](?: ?[0-9])*")
 
 _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
 
@@ -52,20 +54,24 @@ def extract_last_number(text: str) -> str | None:
     return found[-1].rstrip(".") if found else None
 
 
-def same_answer(found: str | None, gold: str, tolerance: Tolerance = None) -> bool:
+def same_answer(found: str | None, gold: str, comparison: Comparison = None) -> bool:
     """Compare an answer with the gold answer; None is never right.
 
     The first that applies decides:
 
     * the texts, without case, white space, Markdown and LaTeX;
-    * digit strings, where `gold` is digits set apart (`5 5 6 0`, the multiplication sets) or starts with a
-      needless 0: every digit counts, zeros at either end included;
+    * with `digits`, a gold answer of digits, set apart or not: every digit counts, zeros at either end included;
     * options: their letters, so that `(B) 12 km` is B;
     * quantities: exact values, so that `18.0` is 18 and `1/2` is 0.5, unless there is a tolerance; a unit counts only
       where both have one.
 
-    >>> same_answer("$5,000.00", "5000"), same_answer("0 4 1", "4 1"), same_answer("TRUE.", "True")
-    (True, False, True)
+    With `math_verify`, only equal texts come before the judgement of that package.
+
+    >>> same_answer("$5,000.00", "5000"), same_answer("25", "025"), same_answer("25", "025", "digits")
+    (True, True, False)
+
+    Raises:
+        ValueError: math-verify is asked for and not installed.
     """
     if found is None:
         return False
@@ -74,14 +80,19 @@ def same_answer(found: str | None, gold: str, tolerance: Tolerance = None) -> bo
         return False
     if found == gold:
         return True
+    if squeeze(plain_markup(found)).casefold() == squeeze(plain_markup(gold)).casefold():
+        return True
+    if comparison == "math_verify":
+        return found.casefold() == gold.casefold() or verify(found, gold)
     found, gold = simplify(found), simplify(gold)
-    if _DIGIT_STRING.fullmatch(gold):
+    if comparison == "digits" and _DIGIT_STRING.fullmatch(gold):
         return found.replace(" ", "") == gold.replace(" ", "")
+    tolerance = None if comparison == "digits" else comparison
     return _same_options(found, gold) or _same_values(found, gold, tolerance)
 
 
 def _same_values(found: str, gold: str, tolerance: Tolerance) -> bool:
-    if found.casefold() == gold.casefold():
+    if squeeze(found).casefold() == squeeze(gold).casefold():
         return True
     found_quantity, gold_quantity = read_quantity(found), read_quantity(gold)
     return found_quantity is not None and gold_quantity is not None and found_quantity.agrees(gold_quantity, tolerance)

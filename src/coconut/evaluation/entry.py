@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from coconut.checkpoints.feedback import load_feedback
 from coconut.checkpoints.folder import load_checkpoint
-from coconut.checkpoints.meta import META_FILE, AnswerRule, CheckpointMeta
+from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import read_json
 from coconut.config.schema import BASE, EvaluateConfig, Params
@@ -76,7 +76,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     evaluator = cache(lambda: open_evaluator(params, name))  # Not opened where every set was scored before.
     sets = {}
     for split in (*names, "valid"):
-        rule = (params.evaluate.answer_rules or {}).get(params.data.test_names.get(split, ""))
+        rule = find_rule(params, split)
         score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}", rule)
         sets[split] = score() if scored is None else scored.get(split, score, peers, by=f"{rule}, {split == 'valid'}")
     test, valid = sets["test"].metrics, sets["valid"].metrics
@@ -112,9 +112,25 @@ def _num_bytes(params: Params, splits: Iterable[str]) -> int:
     return num_rows * (_BYTES_PER_PREDICTION + params.evaluate.max_new_tokens)
 
 
-def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: str, rule: AnswerRule | None) -> Scores:
+def find_rule(params: Params, split: str) -> str | None:
+    """Return the rule by which a set's answers are found or compared, where that is not the checkpoint's."""
+    rule = (params.evaluate.answer_rules or {}).get(params.data.test_names.get(split, ""))
+    return "digits" if rule is None and params.data.is_multiplication(split) else rule
+
+
+def follow_rule(evaluator: Evaluator, rule: str | None) -> Evaluator:
+    """Return the evaluator that finds or compares answers by the rule of a set."""
+    match rule:
+        case "digits" | "math_verify":
+            return replace(evaluator, comparison=rule)
+        case "marked" | "last_number":
+            return replace(evaluator, answer=rule)
+    return evaluator
+
+
+def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: str, rule: str | None) -> Scores:
     """Score one set of questions."""
-    evaluator = opened() if rule is None else replace(opened(), answer=rule)
+    evaluator = follow_rule(opened(), rule)
     examples = read_examples(EXAMPLES_DIR / f"{split}.jsonl")
     dataset = load_encoded(ENCODED_DIR, split, params.evaluate.max_examples)
     num_retries, watch = evaluator.num_oom_retries, Stopwatch()
@@ -133,7 +149,7 @@ def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: s
     if not params.evaluate.samples or split == "valid":
         return Scores(outcomes, metrics)
     samples = _sample(evaluator, params.evaluate, dataset, examples, title)
-    found = measure(samples, params.evaluate.samples, params.evaluate.tolerance)
+    found = measure(samples, params.evaluate.samples, evaluator.comparison)
     logger.info("{}: of {num_samples} samples the majority is right in {majority:.4f}", title, **found)
     return Scores(outcomes, metrics | {"sampled": found}, samples)
 
@@ -153,7 +169,7 @@ def _sample(
     for index, rows in zip(columns["index"], decoded, strict=True):
         texts = evaluator.tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True)
         gold, answers = examples[index].answer, [read_answer(text, evaluator.answer) for text in texts]
-        right = [same_answer(answer, gold, evaluator.tolerance) for answer in answers]
+        right = [same_answer(answer, gold, evaluator.comparison) for answer in answers]
         found.append(Samples(index, gold, answers, right))
     return sorted(found, key=lambda one: one.index)
 
@@ -206,7 +222,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         autocast=accelerator.autocast,
         options=PassOptions(fast=params.runtime.fast, reordered=ReorderedWeights()),
         answer=meta.answer,
-        tolerance=params.evaluate.tolerance,
+        comparison=params.evaluate.tolerance,
         peers=peers_of(accelerator),
     )
 

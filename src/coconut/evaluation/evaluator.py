@@ -19,8 +19,8 @@ from coconut.data.examples import Example
 from coconut.data.layouts import Layout
 from coconut.data.views import MarkerIds, View, ViewWriter
 from coconut.devices import explain_failure, is_out_of_memory
+from coconut.evaluation.answers import Comparison
 from coconut.evaluation.outcomes import Outcome, judge
-from coconut.evaluation.quantities import Tolerance
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded, generate
 from coconut.model.head import num_positions
@@ -54,7 +54,7 @@ class Evaluator:
     options: PassOptions = field(default_factory=PassOptions)
     answer: AnswerRule = "marked"
     """Where the model says its answer."""
-    tolerance: Tolerance = None
+    comparison: Comparison = None
     """What a number may differ by from the gold one."""
     peers: Peers = field(default_factory=Peers)
     """Each of them does its part of the rows, and all of them return the whole."""
@@ -206,7 +206,7 @@ class Evaluator:
         decoded = self.decode(self.prompts(columns["question_ids"]), on_rows=on_rows)
         texts = self.tokenizer.batch_decode([row.ids for row in decoded], skip_special_tokens=True)
         rows = zip(columns["index"], decoded, texts, strict=True)
-        return [judge(index, examples[index], row, text, self.answer, self.tolerance) for index, row, text in rows]
+        return [judge(index, examples[index], row, text, self.answer, self.comparison) for index, row, text in rows]
 
     def _by_place(self, views: Sequence[View], work: Work, *, rows_each: int = 1) -> list[Any]:
         """Return what the work finds for each view, in their order."""

@@ -4,34 +4,15 @@ import re
 import unicodedata
 
 from coconut.data.examples import fold
+from coconut.evaluation.latex import plain_latex
 
 # A comma between groups of three digits, the first of one to three: `5,000` and `1,234,567.5`,
-# but neither the list `1, 2` nor `1,23`.
-_THOUSANDS = re.compile(r"(?<![\d.,])[0-9]{1,3}(?:,[0-9]{3})+(?![\d,])")
+# but neither the list `1, 2` nor `1,23`. After a bracket it may be a point: `(100,200)`.
+_THOUSANDS = re.compile(r"(?<![\d.,(\[])[0-9]{1,3}(?:,[0-9]{3})+(?![\d,])")
 # The same with no-break, thin and narrow no-break spaces. An ordinary space separates two numbers.
 _THIN_THOUSANDS = re.compile(
     r"(?<![\d.,\xa0\u2009\u202f])[0-9]{1,3}(?:[\xa0\u2009\u202f][0-9]{3})+(?![\d\xa0\u2009\u202f])"
 )
-
-_LATEX = {
-    re.compile(pattern): replacement
-    for pattern, replacement in {
-        r"\\[()\[\]]|\\!|\\(?:left|right|displaystyle)(?![a-zA-Z])": "",
-        r"\\,": "\u2009",
-        r"\\[;: ]": " ",
-        r"(?<=[0-9])~(?=\\)": " ",
-        r"\{,\}": ",",
-        r"\\\$": "usd ",
-        r"\\%": "%",
-        r"\\(?:times|cdot)(?![a-zA-Z])": "x",
-        r"\^\{?\\circ\}?|\\degree(?![a-zA-Z])": "°",
-        r"\^\{([-+]?[0-9]+)\}": r"^\1",
-        r"\\[dt]?frac ?\{([-+]?[0-9.]+)\} ?\{([0-9]+)\}": r" \1/\2",
-        r"\\[dt]?frac ?([0-9]) ?([0-9])": r" \1/\2",
-    }.items()
-}
-_LATEX_COMMAND = re.compile(r"\\(?:boxed|fbox|mbox|emph|text(?:bf|it|rm)?|math(?:bf|it|rm)) ?\{([^{}]*)\}")
-_MAX_NESTED_COMMANDS = 4
 
 # Minus signs and the en dash; quotation marks; signs of division and multiplication.
 _TYPOGRAPHY = str.maketrans(
@@ -46,12 +27,14 @@ _FRACTIONS = {
 """`¼` and its like, with a space that separates them from the whole part of a mixed number."""
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 
+_BLANK = re.compile(r"(?<=[^\w\s.]) | (?=[^\w\s.])|(?<=[0-9]) (?=[^\W\d_]\b)")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\$)(?=\S)([^*$]++)(?<=\S)\1(?!\w)")
 """Bold text and LaTeX's mathematics inside a line, but not the operator of `2**3**2` or the prices `$5 and $6`."""
+_INSIDE = r"[^()\[\],]+|[^()\[\],\d]*[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])[^()\[\],]*"
 _WRAPPED = re.compile(
     r"(?P<mark>(?P<sign>[*_$`\"'])(?P=sign)*+)(?P<marked>(?:(?!(?P=sign)).)++)(?P=mark)"
-    # Brackets with a comma are a point or an interval, where the kind of bracket has a meaning.
-    r"|\((?P<round>[^()\[\],]+)\)|\[(?P<square>[^()\[\],]+)\]"
+    # Brackets with a comma are a point or an interval, where the kind of bracket has a meaning; or a number.
+    rf"|\((?P<round>{_INSIDE})\)|\[(?P<square>{_INSIDE})\]"
 )
 
 
@@ -71,20 +54,24 @@ def simplify(text: str) -> str:
     >>> simplify("**18!**"), simplify(r"\(\boxed{1\frac{1}{2}\text{ cups}}\)."), simplify("+½")
     ('18', '1 1/2 cups', '+ 1/2')
     """
-    plain = _without_stop(normalise(_replace(_EMPHASIS, r"\2", _plain_typography(_plain_latex(text)))))
+    plain = plain_markup(text)
     while (inner := _unwrapped(plain)) != plain:
-        plain = _without_stop(inner)
+        plain = _without_stop(normalise(inner))
     return plain or text
 
 
-def _plain_latex(text: str) -> str:
-    if "\\" not in text and "{" not in text:
-        return text
-    for pattern, replacement in _LATEX.items():
-        text = _replace(pattern, replacement, text)
-    for _ in range(_MAX_NESTED_COMMANDS):
-        text = _replace(_LATEX_COMMAND, r"\1", text)
-    return text
+def plain_markup(text: str) -> str:
+    """Do what `simplify` does, but leave quotation marks and brackets around the whole."""
+    return _without_stop(normalise(_replace(_EMPHASIS, r"\2", _plain_typography(plain_latex(text)))))
+
+
+def squeeze(text: str) -> str:
+    """Remove blanks that mean nothing: beside a sign, and between a number and a variable.
+
+    >>> squeeze("(3, 4)"), squeeze("6 + 9 i"), squeeze("1, 234"), squeeze("5 6 red eggs")
+    ('(3,4)', '6+9i', '1,234', '5 6 red eggs')
+    """
+    return _BLANK.sub("", text)
 
 
 def _replace(pattern: re.Pattern[str], template: str, text: str) -> str:

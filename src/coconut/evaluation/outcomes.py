@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from coconut.checkpoints.meta import AnswerRule
 from coconut.data.examples import ANSWER_MARK, Example
 from coconut.data.layouts import Layout
-from coconut.evaluation.answers import extract_answer, extract_last_number, same_answer
-from coconut.evaluation.quantities import Tolerance
+from coconut.evaluation.answers import Comparison, extract_answer, extract_last_number, same_answer
 from coconut.model.generation import Decoded
 
 
@@ -48,7 +47,7 @@ def read_answer(text: str, rule: AnswerRule) -> str | None:
 
 
 def judge(
-    index: int, example: Example, row: Decoded, text: str, rule: AnswerRule = "marked", tolerance: Tolerance = None
+    index: int, example: Example, row: Decoded, text: str, rule: AnswerRule = "marked", comparison: Comparison = None
 ) -> Outcome:
     """Compare what one row generated with the gold answer."""
     answer = read_answer(text, rule)
@@ -57,7 +56,7 @@ def judge(
         num_steps=len(example.steps),
         gold=example.answer,
         answer=answer,
-        right=same_answer(answer, example.answer, tolerance),
+        right=same_answer(answer, example.answer, comparison),
         truncated=row.truncated,
         num_generated_tokens=row.num_tokens,
         text=text,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coconut.evaluation.answers import same_answer
-from coconut.evaluation.quantities import Tolerance
+from coconut.evaluation.answers import Comparison, same_answer
 from coconut.evaluation.statistics import bootstrap_interval, wilson_interval
 
 
@@ -49,7 +48,7 @@ def pass_at(num_tries: int, *, num_samples: int, num_right: int) -> float:
     return 1 - math.comb(num_samples - num_right, num_tries) / math.comb(num_samples, num_tries)
 
 
-def majority(answers: Sequence[str | None], tolerance: Tolerance = None) -> str | None:
+def majority(answers: Sequence[str | None], comparison: Comparison = None) -> str | None:
     """Return the answer that most samples give, the first of those that are given equally often; None if none is given.
 
     Answers that say the same count together, whichever way round they are compared.
@@ -62,7 +61,7 @@ def majority(answers: Sequence[str | None], tolerance: Tolerance = None) -> str 
         if answer is None:
             continue
         for place, (first, count) in enumerate(groups):
-            if same_answer(answer, first, tolerance) or same_answer(first, answer, tolerance):
+            if same_answer(answer, first, comparison) or same_answer(first, answer, comparison):
                 groups[place] = first, count + 1
                 break
         else:
@@ -70,7 +69,7 @@ def majority(answers: Sequence[str | None], tolerance: Tolerance = None) -> str 
     return max(groups, key=lambda group: group[1])[0] if groups else None
 
 
-def measure(samples: Sequence[Samples], num_samples: int, tolerance: Tolerance = None) -> dict[str, Any]:
+def measure(samples: Sequence[Samples], num_samples: int, comparison: Comparison = None) -> dict[str, Any]:
     """Return `pass_at_k` for every size, and the accuracy of the majority, with 95 % intervals over questions."""
     found: dict[str, Any] = {"num_samples": num_samples}
     for size in sizes(num_samples):
@@ -81,6 +80,6 @@ def measure(samples: Sequence[Samples], num_samples: int, tolerance: Tolerance =
             f"pass_at_{size}_low": low,
             f"pass_at_{size}_high": high,
         }
-    num_right = sum(same_answer(majority(one.answers, tolerance), one.gold, tolerance) for one in samples)
+    num_right = sum(same_answer(majority(one.answers, comparison), one.gold, comparison) for one in samples)
     low, high = wilson_interval(num_right, len(samples))
     return found | {"majority": num_right / max(1, len(samples)), "majority_low": low, "majority_high": high}

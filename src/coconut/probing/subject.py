@@ -82,7 +82,7 @@ class Subject:
         texts = self.evaluator.tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True)
         together = zip(self.indices, self.examples, rows, texts, strict=True)
         return [
-            judge(index, example, row, text, self.evaluator.answer, self.evaluator.tolerance)
+            judge(index, example, row, text, self.evaluator.answer, self.evaluator.comparison)
             for index, example, row, text in together
         ]
 
