@@ -93,8 +93,10 @@ def test_changed_code_lost_outputs_and_a_changed_command_are_named(root):
 
 
 def test_a_stage_that_dvc_ran_again_upstream_is_out_of_date_by_the_recorded_hashes(root):
+    (root / "outputs/base").unlink()  # It may be a link into DVC's cache.
+    (root / "outputs/base").write_text("another\n")
     lock = yaml.safe_load((root / "dvc.lock").read_text())
-    lock["stages"]["base"]["outs"][0]["md5"] = "0" * 32
+    lock["stages"]["base"]["outs"][0]["md5"] = md5_as_dvc(root / "outputs/base")
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
     assert details(root) == {
         "base": "",
@@ -102,6 +104,13 @@ def test_a_stage_that_dvc_ran_again_upstream_is_out_of_date_by_the_recorded_hash
         "train@latent_1": "for train@cot",
         "train@no_cot": "outputs/base changed",
     }
+
+
+def test_an_output_that_its_run_did_not_leave_is_out_of_date(root):
+    (root / "outputs/cot").unlink()
+    (root / "outputs/cot").write_text("edited\n")
+    assert details(root)["train@cot"] == "outputs/cot is not what its run left"
+    assert states(root)["train@latent_1"] == "waiting"
 
 
 @pytest.mark.slow

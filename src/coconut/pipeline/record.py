@@ -17,6 +17,7 @@ from coconut.pipeline.processes import find_dvc
 
 _WHOLE_COPY = Path(".dvc/tmp/dvc.lock.whole")
 _TORN_COPY = Path(".dvc/tmp/dvc.lock.torn")
+_MOST_HASHED_BYTES = 50_000_000
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -31,13 +32,23 @@ class Record:
     """MD5 by path."""
     outs: dict[str, str | None] = field(default_factory=dict)
     """MD5 by path."""
+    sizes: dict[str, int | None] = field(default_factory=dict)
+    """Bytes of outputs by path."""
 
 
 def read_records(root: Path) -> dict[str, Record | None]:
     """Every stage that `dvc.lock` names, None where its record is damaged; no stages when the file is torn."""
     try:
-        tree = parse_yaml((root / "dvc.lock").read_bytes(), "dvc.lock")
-    except (OSError, ValueError):
+        return parse_records((root / "dvc.lock").read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_records(content: bytes) -> dict[str, Record | None]:
+    """`read_records` of a file's content."""
+    try:
+        tree = parse_yaml(content, "dvc.lock")
+    except ValueError:
         return {}
     stages = tree.get("stages") if isinstance(tree, dict) else None
     return {name: _parse(body) for name, body in stages.items()} if isinstance(stages, dict) else {}
@@ -46,7 +57,8 @@ def read_records(root: Path) -> dict[str, Record | None]:
 def _parse(body: Any) -> Record | None:
     try:
         deps, outs = ({file["path"]: file.get("md5") for file in body.get(key, [])} for key in ("deps", "outs"))
-        return Record(str(body["cmd"]), dict(body.get("params", {}).get("params.yaml", {})), deps, outs)
+        sizes = {file["path"]: file.get("size") for file in body.get("outs", [])}
+        return Record(str(body["cmd"]), dict(body.get("params", {}).get("params.yaml", {})), deps, outs, sizes)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
@@ -93,16 +105,29 @@ def repair_record(root: Path) -> list[str]:
     return [f"{path}: torn by a kill; moved to {aside}, {back}, the rest is in DVC's run cache"]
 
 
+def is_as_recorded(path: Path, record: Record, out: str) -> bool:
+    """Say whether what lies at `path` is the output that the stage's run left.
+
+    Of a large one the size alone is compared, so that `coconut status` answers at once.
+    """
+    recorded, size = record.outs.get(out), record.sizes.get(out)
+    if recorded is None or size is None or size <= _MOST_HASHED_BYTES:
+        return recorded == md5_as_dvc(path)
+    files = [path / name for name in files_below(path)] if path.is_dir() else [path]
+    return size == sum(file.stat().st_size for file in files)
+
+
 def md5_as_dvc(path: Path) -> str | None:
     """MD5 of a file, or of a folder's list of files, as in `dvc.lock`; None when there is nothing we may read."""
     if path.is_dir():
         entries = [{"md5": md5_as_dvc(path / name), "relpath": name} for name in files_below(path)]
-        return _md5_of_text(json.dumps(entries, sort_keys=True)) + ".dir"
+        return md5_of(json.dumps(entries, sort_keys=True).encode()) + ".dir"
     try:
         return digest_file(path, "md5")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
 
 
-def _md5_of_text(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+def md5_of(content: bytes) -> str:
+    """MD5 of bytes, as in `dvc.lock`."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
