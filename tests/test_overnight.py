@@ -304,6 +304,29 @@ def test_a_torn_dvc_lock_is_replaced_by_the_copy_that_the_night_keeps(done_root)
     assert lock.read_bytes() == whole
 
 
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_repro_mends_a_torn_dvc_lock_and_keeps_a_copy_of_a_whole_one(done_root, has_copy):
+    lock = done_root / "dvc.lock"
+    whole = lock.read_bytes()
+    if has_copy:
+        assert standin.run(done_root, "coconut", "repro").returncode == 0
+    lock.write_bytes(b"")
+    repro = standin.run(done_root, "coconut", "repro")
+    assert repro.returncode == 0, repro.stdout
+    back = "the last whole one is back" if has_copy else "there is no copy of a whole one"
+    assert f"dvc.lock: torn by a kill; moved to .dvc/tmp/dvc.lock.torn, {back}" in repro.stdout
+    assert sorted(lock.read_bytes()) == sorted((done_root / ".dvc/tmp/dvc.lock.whole").read_bytes()) == sorted(whole)
+
+
+def test_a_torn_dvc_lock_beside_a_living_dvc_stays_and_is_named(done_root):
+    (done_root / "dvc.lock").write_bytes(b"")
+    with subprocess.Popen(["dvc", "-c", "read x"], executable="/bin/sh", cwd=done_root, stdin=subprocess.PIPE) as dvc:
+        said = standin.run(done_root, "coconut", "repair").stdout
+        dvc.communicate()
+    assert f"dvc.lock: not whole, but dvc runs here (pid {dvc.pid}) and may be writing it" in said
+    assert (done_root / "dvc.lock").read_bytes() == b""
+
+
 def test_the_night_keeps_a_copy_of_dvc_lock_at_the_start_of_each_stage(root):
     standin.behave(root, {"train@cot": [{"fail_at": 1}, {"fail_at": 1}, {"fail_at": 1}]})
     standin.run(root, "coconut", "overnight", "--tries", "1", "train@cot")

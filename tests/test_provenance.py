@@ -76,9 +76,9 @@ def labels(root):
     return [row[0] for row in accuracy_table(results).rows]
 
 
-def coconut(root, command):
+def coconut(root, *command):
     return subprocess.run(
-        [sys.executable, "-m", "coconut", command], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "coconut", *command], cwd=root, capture_output=True, text=True, check=False
     )
 
 
@@ -155,6 +155,15 @@ def test_the_untouched_model_is_judged_by_its_own_stage(root):
     )
     (root / "dvc.yaml").write_text(PIPELINE.rstrip() + stage)
     assert labels(root)[0] == "base (of another run)"
+
+
+def test_a_merge_in_dvc_lock_is_named_by_table_and_plan(root):
+    lock = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(f"<<<<<<< HEAD\n{lock}=======\n{lock}>>>>>>> other\n")
+    named = "dvc.lock: line 1 holds <<<<<<<, the mark of a merge; keep one side of it, and delete the marks"
+    assert labels(root) == [f"{name} (of another run)" for name in CURRICULUM]
+    assert f"of the present params.yaml is not known: {named}" in coconut(root, "table").stdout
+    assert f"\n{named}" in coconut(root, "plan", "--no-measure").stdout
 
 
 def test_without_a_pipeline_nothing_is_known_and_the_table_says_so(root):

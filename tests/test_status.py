@@ -235,6 +235,34 @@ def test_a_dvc_lock_that_ends_early_gives_a_table(root, text):
     assert states(root)["train@cot"] == "waiting"
 
 
+MERGE = "<<<<<<< HEAD\n    cmd: a\n=======\n    cmd: b\n>>>>>>> other\n"
+
+
+@pytest.mark.parametrize("mark", ["<<<<<<< HEAD\n", "=======\n", ">>>>>>> other\n", MERGE])
+def test_a_merge_in_dvc_lock_is_named_and_nothing_is_said_to_have_never_run(root, mark):
+    head, body = (root / "dvc.lock").read_text().split("stages:\n")
+    (root / "dvc.lock").write_text(f"{head}stages:\n{mark}{body}")
+    named = f"dvc.lock: line 3 holds {mark[:7]}, the mark of a merge; keep one side of it"
+    assert details(root)["base"].startswith(named)
+    assert named in standin.run(root, "coconut", "status").stdout
+    for command in ("repro", "overnight"):
+        done = standin.run(root, "coconut", command)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"coconut: {named}")
+
+
+def test_a_merge_in_other_files_is_named(root):
+    (root / "params.yaml").write_text(f"{MERGE}{(root / 'params.yaml').read_text()}")
+    status = standin.run(root, "coconut", "status")
+    assert "params.yaml: not valid YAML: line 1 holds <<<<<<<, the mark of a merge; keep one side" in status.stderr
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_torn_dvc_lock_is_named_with_its_cure(root, size):
+    (root / "dvc.lock").write_bytes((root / "dvc.lock").read_bytes()[:size])
+    assert details(root)["base"].startswith("dvc.lock: not whole, as after a kill: `coconut repair` or `coconut repro`")
+
+
 def test_a_damaged_record_is_named_and_the_others_count(root):
     replace(root / "dvc.lock", "    cmd: exec python stage.py train@no_cot", "    cme: python stage.py train@no_cot")
     assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "to do"}

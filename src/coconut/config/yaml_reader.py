@@ -80,6 +80,9 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
         raise ValueError(f"{place}: {error}") from None
 
 
+_MERGE_MARK = re.compile(r"^(<{7}|={7}|>{7}|\|{7})(?=[ \r\n]|$)", re.MULTILINE)
+
+
 def _decode(text: str | bytes, place: str) -> str:
     if isinstance(text, bytes):
         try:
@@ -96,7 +99,22 @@ def _decode(text: str | bytes, place: str) -> str:
     return text
 
 
+def find_merge(text: str) -> str | None:
+    r"""Say where a text holds the marks of a merge that nobody has settled; None where it holds none.
+
+    >>> find_merge("a: 1\n<<<<<<< HEAD\n")
+    'line 2 holds <<<<<<<, the mark of a merge; keep one side of it, and delete the marks'
+    """
+    found = _MERGE_MARK.search(text)
+    if found is None:
+        return None
+    line = text.count("\n", 0, found.start()) + 1
+    return f"line {line} holds {found[0]}, the mark of a merge; keep one side of it, and delete the marks"
+
+
 def _describe(error: yaml.MarkedYAMLError, text: str) -> str:
+    if merge := find_merge(text):
+        return merge
     mark = error.problem_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     if mark and text[mark.index : mark.index + 1] == "\t":

@@ -18,7 +18,7 @@ from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.dvc_lock import describe_holder, repair
 from coconut.pipeline.journal import Journal
-from coconut.pipeline.record import keep_copy
+from coconut.pipeline.record import keep_copy_or_say
 from coconut.pipeline.repro import gpus_of
 from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
 from coconut.pipeline.resume import resume_dir
@@ -156,11 +156,7 @@ class Night:
             )
 
     def _keep_copy(self) -> None:
-        try:
-            keep_copy(self.root)
-        except OSError as error:
-            # The copy only saves time after a kill: the stages are worth more.
-            self.journal.say(f"{explain(error)}: no copy of dvc.lock was kept, the one before it stays")
+        keep_copy_or_say(self.root, self.journal.say)
 
     def _repro(self, log: ReproLog) -> int:
         def hear(line: str) -> None:

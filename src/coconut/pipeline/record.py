@@ -7,12 +7,13 @@ stages again. So a copy is kept of the last whole one; what it lacks DVC takes f
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coconut.config.strict import parse_yaml
-from coconut.files import digest_file, files_below, replace_file
+from coconut.config.strict import find_merge, parse_yaml
+from coconut.files import digest_file, explain, files_below, replace_file
 from coconut.pipeline.processes import find_dvc
 
 _WHOLE_COPY = Path(".dvc/tmp/dvc.lock.whole")
@@ -68,7 +69,7 @@ def is_whole(content: bytes) -> bool:
 
     One with the marks of a merge counts as whole: what it should hold only its owner can say.
     """
-    if b"<<<<<<<" in content:
+    if _find_merge(content) is not None:
         return True
     try:
         stages = parse_yaml(content, "dvc.lock")["stages"].values()
@@ -77,6 +78,51 @@ def is_whole(content: bytes) -> bool:
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
     return is_complete and content.endswith(b"\n")
+
+
+def _find_merge(content: bytes) -> str | None:
+    return find_merge(content.decode(errors="replace"))
+
+
+def describe_damage(content: bytes) -> str:
+    """Say why a `dvc.lock` is not as DVC writes it, and what to do; nothing where it is.
+
+    Without one whole, what it lacks is not known: its stages may have run all the same.
+    """
+    if merge := _find_merge(content):
+        return f"dvc.lock: {merge} (`git checkout --ours dvc.lock`, or --theirs), then run `dvc repro`"
+    if not is_whole(content):
+        return (
+            "dvc.lock: not whole, as after a kill: `coconut repair` or `coconut repro` brings the last whole one back"
+        )
+    return ""
+
+
+def damage_of(root: Path) -> str:
+    """`describe_damage` of a work tree; nothing where it has no `dvc.lock`."""
+    try:
+        return describe_damage((root / "dvc.lock").read_bytes())
+    except OSError:
+        return ""
+
+
+def refuse_merge(root: Path) -> None:
+    """Refuse a `dvc.lock` of which nobody but its owner can say what it should hold.
+
+    Raises:
+        ValueError: it holds the marks of a merge.
+    """
+    path = root / "dvc.lock"
+    if path.is_file() and _find_merge(content := path.read_bytes()):
+        raise ValueError(describe_damage(content))
+
+
+def keep_copy_or_say(root: Path, say: Callable[[str], object]) -> None:
+    """`keep_copy`, but a failure is only said: the copy saves time after a kill, and the stages are worth more."""
+    try:
+        keep_copy(root)
+    except OSError as error:
+        say(f"{explain(error)}: no copy of dvc.lock was kept, the one before it stays")
 
 
 def keep_copy(root: Path) -> None:
@@ -94,8 +140,10 @@ def keep_copy(root: Path) -> None:
 def repair_record(root: Path) -> list[str]:
     """Replace a torn `dvc.lock` by the last whole one; say in a sentence what was done."""
     path, aside, copy = root / "dvc.lock", root / _TORN_COPY, root / _WHOLE_COPY
-    if not path.exists() or is_whole(path.read_bytes()) or find_dvc(root) is not None:
+    if not path.exists() or is_whole(path.read_bytes()):
         return []
+    if (living := find_dvc(root)) is not None:
+        return [f"{path}: not whole, but dvc runs here (pid {living}) and may be writing it; left as it is"]
     path.replace(aside)
     back = "there is no copy of a whole one"
     # A copy that went to the disk as the power failed can be torn, too.

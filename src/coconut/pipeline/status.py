@@ -17,7 +17,16 @@ from coconut.pipeline.dvc_lock import paths_being_written
 from coconut.pipeline.events import Run, last_run
 from coconut.pipeline.processes import is_alive, is_suspended
 from coconut.pipeline.progress import Progress, folders_in_use, newest_progress, read_progress
-from coconut.pipeline.record import Record, is_as_recorded, md5_as_dvc, md5_of, parse_records, read_records
+from coconut.pipeline.record import (
+    Record,
+    damage_of,
+    describe_damage,
+    is_as_recorded,
+    md5_as_dvc,
+    md5_of,
+    parse_records,
+    read_records,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Row:
 def stage_rows(root: Path) -> list[Row]:
     """Judge every stage of `dvc.yaml`, in its order; then name what is trained outside of the work tree."""
     stages = read_pipeline(root)
-    records = _of_stages(read_records(root), stages)
+    records, damage = _of_stages(read_records(root), stages), damage_of(root)
     written = paths_being_written(root)
     in_use = folders_in_use(root)
     rows: dict[str, Row] = {}
@@ -42,7 +51,7 @@ def stage_rows(root: Path) -> list[Row]:
             rows[stage.name] = _judge_running(stage.name, in_use.pop(stage.name, None), root)
         else:
             missing = [name for name in sorted(parents_of(stage, stages)) if rows[name].state != "done"]
-            rows[stage.name] = _judge(stage.name, missing, _changes_here(stage, records, root), root)
+            rows[stage.name] = _judge(stage.name, missing, _changes_here(stage, records, damage, root), root)
     # `dvc exp run --temp` and the queue work elsewhere, but keep their states here.
     elsewhere = [Row(name, "running", f"experiment: {_describe_trainer(folder)}") for name, folder in in_use.items()]
     return [rows[name] for name in stages] + elsewhere
@@ -128,7 +137,8 @@ def judge_revision(read_bytes: Callable[[str], bytes | None]) -> dict[str, str]:
     texts = {name: read_bytes(name) for name in ("dvc.yaml", "params.yaml")}
     pipeline, params = (as_mapping(parse_yaml(text or b"", name), name) for name, text in texts.items())
     stages = unroll(pipeline, params)
-    records = _of_stages(parse_records(read_bytes("dvc.lock") or b""), stages)
+    lock = read_bytes("dvc.lock")
+    records, damage = _of_stages(parse_records(lock or b""), stages), "" if lock is None else describe_damage(lock)
     reasons: dict[str, str] = {}
     for stage in _parents_first(stages):
         record = records.get(stage.name) or Record("")
@@ -140,7 +150,7 @@ def judge_revision(read_bytes: Callable[[str], bytes | None]) -> dict[str, str]:
             if out in record.outs and (content := read_bytes(out)) is not None and md5_of(content) != record.outs[out]
         ]
         inherited = [reasons[name] for name in sorted(parents_of(stage, stages)) if name in reasons]
-        if reason := ", ".join(own) or next(iter(inherited), ""):
+        if reason := (own and damage) or ", ".join(own) or next(iter(inherited), ""):
             reasons[stage.name] = reason
     return reasons
 
@@ -150,8 +160,12 @@ def _of_stages(records: Mapping[str, Record | None], stages: Mapping[str, Stage]
     return {name: record for name, record in records.items() if name in stages}
 
 
-def _changes_here(stage: Stage, records: Mapping[str, Record | None], root: Path) -> list[str]:
-    """Return what differs in the work tree from the record of the stage's last run, outputs included."""
+def _changes_here(stage: Stage, records: Mapping[str, Record | None], damage: str, root: Path) -> list[str]:
+    """Return what differs in the work tree from the record of the stage's last run, outputs included.
+
+    Args:
+        damage: of `dvc.lock`, if any: what it lacks, or seems to say otherwise, is not known then.
+    """
     params = read_mapping(root / "params.yaml")
     changes = _changes(stage, records, params, lambda dep: md5_as_dvc(root / dep))
     # In a fresh clone, whose dvc.lock is that of another run, nothing has gone.
@@ -162,7 +176,8 @@ def _changes_here(stage: Stage, records: Mapping[str, Record | None], root: Path
             changes.append(f"{out} {lacks}")
         elif record is not None and not is_as_recorded(root / out, record, out):
             changes.append(f"{out} is not what its run left")
-    return changes
+    is_damaged = stage.name in records and record is None
+    return [damage] if damage and changes and not is_damaged else changes
 
 
 def _changes(

@@ -16,6 +16,7 @@ from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.forecast import Times, hour, simulate, write_times
+from coconut.pipeline.record import damage_of
 from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.status import Row, clock, stage_rows
 from coconut.report.tables import Table
@@ -54,6 +55,8 @@ def run(root: Path, *, jobs: int | None = None, measures: bool = True) -> int:
     seconds = _seconds_by_stage(rows, times)
     table = Table(_HEADERS, [_line(row, params, times, seconds) for row in rows], num_text_columns=2)
     _print(table.to_text() + "\n")
+    if damage := damage_of(root):
+        _print(f"{damage}.\n")
     if not measures:
         return 0
     total = simulate(read_pipeline(root), seconds, jobs)

@@ -255,6 +255,8 @@ def open_revision(name: str) -> ReadText:
     Raises:
         ValueError: DVC knows no such name.
     """
+    if name == WORKSPACE:
+        return _read_here
     # Imported here, so that readers of files need no DVC.
     from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]
@@ -270,8 +272,17 @@ def open_revision(name: str) -> ReadText:
             return str(files.read_text(path, encoding="utf-8", newline=""))  # As it is, for its digest.
         except FileNotFoundError:
             return None
+        except DvcException as error:
+            raise ValueError(f"{name}: {path}: {error}; the revision's dvc.yaml or dvc.lock cannot be read") from None
 
     return read_text
+
+
+def _read_here(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _same_run(one: Experiment, other: Experiment | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from coconut.files import explain
 from coconut.layout import OUTPUTS_DIR
-from coconut.pipeline.record import is_as_recorded, read_records
+from coconut.pipeline.record import damage_of, is_as_recorded, read_records
 from coconut.pipeline.status import Row, stage_rows
 from coconut.report.origin import describe_origin, read_parameters
 from coconut.report.results import AT_ODDS
@@ -67,7 +67,7 @@ def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
     except (ValueError, OSError) as error:
         return Provenance(problem=visible(explain(error)))
     rows = [row for row in reversed(first.values()) if row.state != "done" and row.stage not in ignore]
-    return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows)
+    return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows, damage_of(root) or None)
 
 
 def with_origin(provenance: Provenance, root: Path) -> Provenance:
