@@ -17,7 +17,9 @@ import standin
 import waiting
 from coconut.files import try_lock
 from coconut.pipeline.events import last_run
+from coconut.pipeline.inputs import fingerprint
 from coconut.pipeline.record import md5_as_dvc
+from coconut.pipeline.resume import ResumeStore
 from coconut.pipeline.status import Row, render, stage_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
@@ -132,6 +134,14 @@ def test_a_killed_stage_shows_how_far_its_training_came(root):
     row = next(row for row in stage_rows(root) if row.stage == "train@cot")
     assert row.state == "interrupted"
     assert row.detail.startswith("update 10 of 40 (25%), loss 0.1000, 0:00:0")
+
+
+def test_the_progress_of_other_parameters_does_not_count(root):
+    """A training writes where it is from time to time, so that a finished one may have left 86 %."""
+    (path,) = (root / ".resume").glob("train@cot-*/progress.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"update": 18}))
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 21}")
+    assert (states(root)["train@cot"], details(root)["train@cot"]) == ("to do", "curriculum.cot changed")
 
 
 @pytest.mark.slow
@@ -269,11 +279,17 @@ def test_a_damaged_record_is_named_and_the_others_count(root):
     assert details(root)["train@no_cot"] == "its record in dvc.lock is damaged"
 
 
+def resume_folder_with_40_updates(root: Path) -> Path:
+    """Change a parameter of a finished stage, and make its states those of the new one."""
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
+    (folder,) = (root / ".resume").glob("train@cot-*")
+    return folder.rename(ResumeStore.folder_of("train@cot", fingerprint("train@cot", root), root))
+
+
 @pytest.mark.parametrize("is_held", [True, False], ids=["running", "interrupted"])
 @pytest.mark.parametrize("bit", [4, *(pytest.param(bit, marks=pytest.mark.slow) for bit in (0, 1, 2, 3, 5, 6, 7))])
 def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
-    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
-    (folder,) = (root / ".resume").glob("train@cot-*")
+    folder = resume_folder_with_40_updates(root)
     progress = json.loads((folder / "progress.json").read_text())
     progress |= {"num_updates": 40, "resumed_from": 12, "pid": os.getpid()}
     whole = json.dumps(progress).encode()
@@ -308,8 +324,7 @@ def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_a_progress_that_no_trainer_writes_counts_as_none(root, name, value):
-    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
-    (path,) = (root / ".resume").glob("train@cot-*/progress.json")
+    path = resume_folder_with_40_updates(root) / "progress.json"
     progress = json.loads(path.read_text()) | {"num_updates": 40}
     path.write_text(json.dumps(progress))
     assert states(root)["train@cot"] == "interrupted"

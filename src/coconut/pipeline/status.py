@@ -16,7 +16,7 @@ from coconut.pipeline.dvc_file import Stage, as_mapping, canonical, lookup, read
 from coconut.pipeline.dvc_lock import paths_being_written
 from coconut.pipeline.events import Run, last_run
 from coconut.pipeline.processes import is_alive, is_suspended
-from coconut.pipeline.progress import Progress, folders_in_use, newest_progress, read_progress
+from coconut.pipeline.progress import Progress, folders_in_use, progress_of, read_progress
 from coconut.pipeline.record import (
     Record,
     damage_of,
@@ -72,7 +72,7 @@ def _judge(name: str, missing: list[str], changes: list[str], root: Path) -> Row
         return Row(name, "failed", run.message)
     if missing:
         return Row(name, "waiting", f"for {', '.join(missing)}")
-    progress = newest_progress(name, root)
+    progress = progress_of(name, root)
     if progress is not None and progress.update < progress.num_updates:
         return Row(name, "interrupted", _describe(progress))
     if _was_killed(run):
