@@ -24,6 +24,7 @@ from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import GRACE_S, die_with_parent
 from coconut.pipeline.states import last_update
+from coconut.pipeline.status import stage_rows, with_ancestors
 
 LONGEST_PAUSE_S = 600.0
 _FULL_BYTES = 1_000_000
@@ -77,8 +78,10 @@ class Night:
         while True:
             before, errors_before = self._progress(), last.errors
             last = self._try_once()
-            if last.exit_code == 0 or self.stopped_by:
+            if self.stopped_by or (last.exit_code == 0 and not self._is_to_ask_again(before)):
                 break
+            if last.exit_code == 0:
+                continue
             if self._progress() != before:
                 tries_left, pause_s = patience.num_tries, patience.pause_s
             elif not last.waits_for:
@@ -128,6 +131,24 @@ class Night:
         if errors and errors == errors_before:
             return "the same errors as before, and nothing else to do: no further try"
         return "" if tries_left > 0 else f"{patience.num_tries} tries in a row brought no progress: no further try"
+
+    def _is_to_ask_again(self, before: object) -> bool:
+        """Say whether something is not up to date although dvc ended well: files were changed while it ran.
+
+        dvc has the last word: where it found nothing to do, it is not asked again.
+        """
+        if self._progress() == before:
+            return False
+        try:
+            stages = read_pipeline(self.root)
+            wanted = with_ancestors(self.targets or list(stages), stages)
+            left = [row.stage for row in stage_rows(self.root) if row.stage in wanted and row.state != "done"]
+        except (ValueError, OSError) as error:
+            self.journal.say(f"dvc ended well, but {explain(error)}: asking it again")
+            return True
+        if left:
+            self.journal.say(f"dvc ended well, but these are not up to date: {', '.join(left)}: asking it again")
+        return bool(left)
 
     def _try_once(self) -> Try:
         self._repair()
