@@ -11,6 +11,7 @@ from coconut.config.params import load_params
 from coconut.config.schema import BASE, Params
 from coconut.files import amount, files_below
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir
+from coconut.pipeline.record import describe_difference
 from coconut.report.provenance import judge
 from coconut.report.reading import read_folder
 from coconut.report.results import read_results
@@ -40,6 +41,8 @@ def push(entry: str, hub_id: str, *, dry_run: bool = False, private: bool = Fals
     """
     params = load_params()
     _check(params, entry, hub_id)
+    if difference := describe_difference(checkpoint_dir(entry), Path()):
+        sys.stderr.write(f"coconut push: {difference}\n")
     files = collect(params, entry)
     total = sum(map(len, files.values()))
     lines = [f"{amount(len(content)):>10}  {visible(name)}" for name, content in files.items()]

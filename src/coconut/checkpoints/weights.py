@@ -13,7 +13,7 @@ from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from coconut.checkpoints.tensors import check_header
+from coconut.checkpoints.tensors import RESTORE, check_header, read_dtypes
 from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
 from coconut.files import amount
@@ -171,6 +171,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
             f"{folder}: {name} has shape {tuple(found)} in the weights, wanted {tuple(wanted)} by config.json;"
             f" weights and config are of different models; {_FETCH}"
         )
+    _check_floating(model, folder)
     _settle_head(model, folder, missing=set(report["missing_keys"]), unexpected=set(report["unexpected_keys"]))
     _check_finite(model, folder)
     _check_end_of_text(model, folder)
@@ -227,6 +228,20 @@ def _settle_head(model: PreTrainedModel, folder: Path, *, missing: set[str], une
         logger.warning(
             "{}: has no language-model head; it starts as a copy of the input embeddings and has to be trained", folder
         )
+
+
+def _check_floating(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse weights that are whole numbers in their file: as floats these would be read as something else."""
+    # The file may name them with or without a prefix; a mask or a list of positions beside them is no weight.
+    tails = {name.partition(".")[2] or name for name, _ in model.named_parameters()}
+    tails |= {name for name, _ in model.named_parameters()}
+    for path in weight_files(folder):
+        for name, dtype in read_dtypes(path).items():
+            if "F" not in dtype and tails & {name, name.partition(".")[2]}:
+                raise ValueError(
+                    f"{path}: {name}: found weights of type {dtype}, wanted floating-point numbers (F32, F16 or BF16);"
+                    f" the file is damaged, or quantised: {_FETCH}, or {RESTORE}"
+                )
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:

@@ -6,6 +6,7 @@ stages again. So a copy is kept of the last whole one; what it lacks DVC takes f
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -163,6 +164,15 @@ def is_as_recorded(path: Path, record: Record, out: str) -> bool:
         return recorded == md5_as_dvc(path)
     files = [path / name for name in files_below(path)] if path.is_dir() else [path]
     return size == sum(file.stat().st_size for file in files)
+
+
+def describe_difference(path: Path, root: Path) -> str:
+    """Say that an output is not the one which `dvc.lock` names; nothing where it is, or `dvc.lock` does not name it."""
+    out = Path(os.path.relpath(path, root)).as_posix()
+    recorded = next((one.outs[out] for one in read_records(root).values() if one is not None and out in one.outs), None)
+    if recorded is None or recorded == md5_as_dvc(path):
+        return ""
+    return f"{path}: not what dvc.lock names: it is of another run, or damaged; `dvc repro` makes it anew"
 
 
 def md5_as_dvc(path: Path) -> str | None:
