@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -16,6 +15,7 @@ from transformers import logging as transformers_logging
 from coconut.checkpoints.tensors import RESTORE, check_header, read_dtypes
 from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
+from coconut.devices import total_memory
 from coconut.files import amount
 
 PROJECTOR = "projector."
@@ -93,7 +93,7 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
 
 def _check_size(config: PretrainedConfig, path: Path) -> None:
     """Build the model without its weights, and compare its size with the machine's memory."""
-    text_config, memory = config.get_text_config(), psutil.virtual_memory().total
+    text_config, memory = config.get_text_config(), total_memory()
     sizes = [getattr(text_config, name, None) for name in ("num_hidden_layers", "hidden_size")]
     # Thousands of wide layers take a minute to build, even without weights; each holds more than four such matrices.
     num_layers, width = (size if isinstance(size, int) else 0 for size in sizes)

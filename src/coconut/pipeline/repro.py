@@ -4,7 +4,6 @@ First it repairs what a killed `dvc` left, and at every stage it keeps a copy of
 """
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]
-
+from coconut.devices import free_memory, usable_cores
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_mapping
@@ -77,10 +75,9 @@ def fitting_jobs(root: Path) -> int:
     threads = runtime.get("threads")
     if not isinstance(threads, int) or threads < 1:
         return 1  # One stage takes all cores.
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    room = int(psutil.virtual_memory().available / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
+    room = int(free_memory() / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
     num_processes = processes_of(runtime)
-    return max(1, min(num_cores // (threads * num_processes), room // num_processes))
+    return max(1, min(usable_cores() // (threads * num_processes), room // num_processes))
 
 
 def gpus_of(root: Path) -> list[str]:

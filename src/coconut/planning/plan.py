@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]
-
 from coconut.config.params import load_params
 from coconut.config.schema import Params
+from coconut.devices import free_memory
 from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
 from coconut.pipeline.dvc_file import read_pipeline
@@ -158,4 +157,4 @@ def free_memory_mb() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]) / 1e6
-    return float(psutil.virtual_memory().available) / 1e6
+    return free_memory() / 1e6
