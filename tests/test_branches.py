@@ -111,13 +111,19 @@ def test_a_signal_ends_all_branches_and_both_go_on_from_where_they_were(root, st
 @pytest.mark.slow
 def test_what_another_dvc_holds_is_tried_again_and_what_ran_before_it_counts(root, straight):
     standin.behave(root, {"train@no_cot": [{"nap": 0.5}]})  # The other branch goes on meanwhile.
-    other = subprocess.Popen(["sleep", "6"])
+    other = subprocess.Popen(["sleep", "120"])
     threading.Thread(target=other.wait).start()  # Or dvc would still see it.
-    held = {"write": {str(root / "outputs/latent_1"): {"pid": other.pid, "cmd": "sleep 6"}}}
+    held = {"write": {str(root / "outputs/latent_1"): {"pid": other.pid, "cmd": "sleep 120"}}}
     (root / ".dvc/tmp").mkdir(exist_ok=True)
     (root / ".dvc/tmp/rwlock").write_text(json.dumps(held))
     said = []
-    branches = Branches(root, 2, said.append)
+
+    def hear(line):
+        said.append(line)
+        if "outputs/latent_1' is busy" in line:
+            other.terminate()
+
+    branches = Branches(root, 2, hear)
     assert branches.run() == 0, "\n".join(said)
     assert any("outputs/latent_1' is busy" in line for line in said)
     assert {name: branches.log.outcomes[name].result for name in NAMES} == dict.fromkeys(NAMES, "ran")

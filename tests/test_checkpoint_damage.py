@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from coconut import Reasoner
+from coconut import Reasoner, terminal
 from coconut.checkpoints.feedback import save_feedback
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.markers import add_markers
@@ -21,6 +22,7 @@ from coconut.config.params import parse_params
 from coconut.config.schema import LatentConfig
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.model.feedback import build_feedback
+from coconut.pipeline.record import md5_as_dvc
 from coconut.training.learner import Learner
 from marks import slow_but
 from test_config import shipped_tree
@@ -151,6 +153,48 @@ def test_a_damaged_file_of_a_checkpoint_is_one_message(name: str, whole: Path, t
 def test_many_damages_of_a_file_are_each_one_message(name: str, whole: Path, tmp_path: Path) -> None:
     seeds = range(NUM_FAST, NUM_FAST + NUM_SLOW)
     assert try_damages(whole, tmp_path / "damaged", name, seeds) > NUM_SLOW // 4
+
+
+def test_weights_of_whole_numbers_are_refused(whole: Path, tmp_path: Path) -> None:
+    """As after a change of three letters in the header: their bits are read as numbers around a thousand million."""
+    for name in ("model.safetensors", "thought.safetensors"):
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content.replace(b'"F32"', b'"I32"'))
+        with pytest.raises(ValueError, match=rf"{name}: .*: found \w+ of type (I32|torch.int32), wanted"):
+            Reasoner.from_pretrained(folder)
+
+
+def test_logits_that_are_not_finite_are_refused(whole: Path, tmp_path: Path) -> None:
+    """As after one flipped bit of an exponent, which leaves every weight finite."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(whole, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    weights[name][:2] = 3e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    reasoner = Reasoner.from_pretrained(folder)
+    for ask in (reasoner.solve, reasoner.think):
+        with pytest.raises(ValueError, match="checkpoint: found logits that are infinite or not"):
+            ask(["1 + 2 + 3 ?"])
+
+
+def test_think_says_of_which_checkpoint_it_answers(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Zeros in place of weights give numbers and answers like any others."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs/cot/checkpoint")
+    shutil.copytree(whole, folder)
+    out = {"path": folder.as_posix(), "hash": "md5", "md5": md5_as_dvc(folder)}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"train@cot": {"cmd": "train", "outs": [out]}}}) + "\n")
+    assert terminal.run(["1 + 2 + 3 ?"], entry=str(folder), shows_thoughts=True) == 0
+    assert "dvc.lock" not in capsys.readouterr().err
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-400] + bytes(400))
+    assert terminal.run(["1 + 2 + 3 ?"], entry=str(tmp_path / folder), shows_thoughts=True) == 0
+    assert "outputs/cot/checkpoint: not what dvc.lock names: it is of another run, or" in capsys.readouterr().err
 
 
 def test_a_whole_checkpoint_is_used_without_an_error(whole: Path) -> None:

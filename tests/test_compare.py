@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import waiting
 from coconut.report.compare import (
     compare,
     group_experiments,
@@ -176,7 +177,7 @@ def test_entries_of_the_workspace_that_are_not_up_to_date_are_left_out_and_named
     text = compare(group_to_compare([marked]))
     assert text.splitlines()[:2] == [
         "A  the first: workspace (seed 0)",
-        "workspace: left out, because their stages are not up to date: cot",
+        "left out: workspace: cot (of another run)",
     ]
     assert [row[0] for row in seeds_table(group_experiments([marked])).rows] == ["latent_1"]
 
@@ -221,7 +222,9 @@ EVALUATE = """
 import json, sys
 from pathlib import Path
 import yaml
-seed = yaml.safe_load(Path("params.yaml").read_text())["seed"]
+params = yaml.safe_load(Path("params.yaml").read_text())
+seed = params["seed"]
+assert params["model"] != "fails"
 out = Path("outputs") / sys.argv[1]
 out.mkdir(parents=True, exist_ok=True)
 right = [index >= seed for index in range(4)]
@@ -284,6 +287,43 @@ def test_experiments_are_read_through_dvc_from_its_cache(run):
     page = run("cat", path).stdout
     assert "2 runs in 2 groups." in page
     assert '<td class="text">s2</td>' in page
+
+
+@pytest.mark.slow
+def test_a_commit_that_was_never_run_has_no_figures(run):
+    assert run("sed", "-i", 's/"model": "[^"]*"/"model": "x"/', "params.yaml").returncode == 0
+    assert run("git", "commit", "-qam", "never run").returncode == 0
+    done = run(sys.executable, "-m", "coconut", "compare", "HEAD", "HEAD~1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "A  the first: HEAD~1 (seed 0)"
+    assert "left out: HEAD: all of it (model changed)" in done.stdout.splitlines()
+    assert "cot       A      0: 1.000              1        1.000" in done.stdout.splitlines()
+    assert "left out: HEAD: all of it (model changed)" in run("cat", "outputs/comparison/report.md").stdout
+
+
+@pytest.mark.slow
+def test_committed_figures_that_the_recorded_run_did_not_leave_are_left_out(run):
+    assert run("sh", "-c", "echo >> outputs/cot/metrics.json").returncode == 0
+    assert run("git", "commit", "-qam", "edited").returncode == 0
+    done = run(sys.executable, "-m", "coconut", "compare", "HEAD")
+    assert "left out: HEAD: cot (outputs/cot/metrics.json is not what its run left)" in done.stdout.splitlines()
+    assert "latent_1  A      0: 1.000              1        1.000" in done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_experiments_of_the_queue_that_failed_are_named(run):
+    for name, change in {"s1": "seed=1", "bad": "model=fails"}.items():
+        assert run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", change).returncode == 0
+    done = run(sys.executable, "-m", "coconut", "compare")
+    assert "2 of the queue have not ended and are not in the table: s1, bad" in done.stdout.splitlines()
+    assert run("dvc", "queue", "start").returncode == 0
+    waiting.wait_for(
+        lambda: "Running" not in (text := run("dvc", "queue", "status").stdout) and "Queued" not in text, 60
+    )
+    done = run(sys.executable, "-m", "coconut", "compare")
+    assert done.returncode == 0, done.stderr
+    assert "A  the first: HEAD (seed 0), s1 (seed 1)" in done.stdout.splitlines()
+    assert "1 of the queue failed and is not in the table: bad" in done.stdout.splitlines()
 
 
 @pytest.mark.slow

@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from arms import make_method, rows_of
 from coconut.config.params import load_params
-from coconut.devices import build_accelerator, evaluation_precision, is_out_of_memory
+from coconut.devices import (
+    build_accelerator,
+    evaluation_precision,
+    free_memory,
+    is_out_of_memory,
+    total_memory,
+    usable_cores,
+)
 from coconut.model.feedback import build_feedback
 from coconut.training.objective import Objective
 from families import build_family
@@ -20,6 +28,58 @@ from update_of_peers import make_views
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = dataclasses.replace(load_params(ROOT / "params.yaml").runtime, device="cpu")
+
+
+def container(folder: Path, cgroup: str, files: dict[str, str]) -> Path:
+    """Write the files by which the kernel tells a process the limits of its container."""
+    for name, text in {
+        "proc/self/cgroup": cgroup,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files"),
+    [
+        ("0::/", {"cpu.max": "100000 100000", "memory.max": "2000000", "memory.current": "1500000",
+                  "memory.stat": "anon 1\ninactive_file 250000"}),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000", "a/memory.max": "2000000",
+                     "a/memory.current": "1250000", "a/b/memory.max": "max", "a/b/memory.current": "1250000"}),
+        ("3:cpu,cpuacct:/x\n4:memory:/x\n0::/", {
+            "cpu,cpuacct/x/cpu.cfs_quota_us": "50000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000",
+            "cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "5",
+            "memory/x/memory.limit_in_bytes": "2000000", "memory/x/memory.usage_in_bytes": "1250000"}),
+        ("1:cpu:/docker/0123\n2:memory:/docker/0123", {
+            "cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": "2000000", "memory/memory.usage_in_bytes": "1300000",
+            "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 50000"}),
+    ],
+    ids=["version 2", "the group above", "version 1", "a path of the host"],
+)  # fmt: skip
+def test_the_limits_of_a_container_count(tmp_path: Path, cgroup: str, files: dict[str, str]) -> None:
+    system = container(tmp_path, cgroup, files)
+    assert (usable_cores(system), free_memory(system), total_memory(system)) == (1, 750_000, 2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files"),
+    [
+        ("0::/", {"cpu.max": "max 100000", "memory.max": "max", "memory.current": "5"}),
+        ("0::/", {"cpu.max": "", "memory.max": "nonsense"}),
+        ("1:cpu:/\n2:memory:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000",
+                                 "memory/memory.limit_in_bytes": "9223372036854771712",
+                                 "memory/memory.usage_in_bytes": "5"}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_without_limits_the_machine_counts(tmp_path: Path, cgroup: str, files: dict[str, str]) -> None:
+    system = container(tmp_path, cgroup, files)
+    assert usable_cores(system) == len(os.sched_getaffinity(0))
+    assert total_memory(system) == psutil.virtual_memory().total
 
 
 def test_tf32_is_on_exactly_where_it_is_asked_for() -> None:

@@ -23,12 +23,13 @@ import waiting
 from coconut.files import can_pass, check_free_space, explain, try_lock
 from coconut.pipeline import dvc_lock, overnight
 from coconut.pipeline.dvc_lock import repair
-from coconut.pipeline.events import events_path
+from coconut.pipeline.events import events_path, last_run
 from coconut.pipeline.night import Night, Patience
 from coconut.pipeline.record import is_whole, keep_copy
 from coconut.pipeline.repro_log import Outcome, ReproLog
 from coconut.pipeline.resume import ResumeStore, TensorsFile
 from coconut.pipeline.states import last_update
+from coconut.pipeline.status import stage_rows
 from waiting import is_at_work
 
 pytestmark = [
@@ -302,6 +303,42 @@ def test_a_torn_dvc_lock_is_replaced_by_the_copy_that_the_night_keeps(done_root)
     night = standin.run(done_root, "coconut", "overnight")
     assert {result for result, _ in summary(night.stdout).values()} == {"unchanged"}
     assert lock.read_bytes() == whole
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_repro_mends_a_torn_dvc_lock_and_keeps_a_copy_of_a_whole_one(done_root, has_copy):
+    lock = done_root / "dvc.lock"
+    whole = lock.read_bytes()
+    if has_copy:
+        assert standin.run(done_root, "coconut", "repro").returncode == 0
+    lock.write_bytes(b"")
+    repro = standin.run(done_root, "coconut", "repro")
+    assert repro.returncode == 0, repro.stdout
+    back = "the last whole one is back" if has_copy else "there is no copy of a whole one"
+    assert f"dvc.lock: torn by a kill; moved to .dvc/tmp/dvc.lock.torn, {back}" in repro.stdout
+    assert sorted(lock.read_bytes()) == sorted((done_root / ".dvc/tmp/dvc.lock.whole").read_bytes()) == sorted(whole)
+
+
+def test_a_torn_dvc_lock_beside_a_living_dvc_stays_and_is_named(done_root):
+    (done_root / "dvc.lock").write_bytes(b"")
+    with subprocess.Popen(["dvc", "-c", "read x"], executable="/bin/sh", cwd=done_root, stdin=subprocess.PIPE) as dvc:
+        said = standin.run(done_root, "coconut", "repair").stdout
+        dvc.communicate()
+    assert f"dvc.lock: not whole, but dvc runs here (pid {dvc.pid}) and may be writing it" in said
+    assert (done_root / "dvc.lock").read_bytes() == b""
+
+
+def test_a_night_whose_files_are_changed_while_it_runs_asks_dvc_once_more(root):
+    """As by `git stash`: dvc ends well, having begun with other parameters, or before another record was taken back."""
+    standin.behave(root, {"train@no_cot": [{"nap": 0.2}]})
+    with standin.start(root, "coconut", "overnight") as night:
+        wait_for(lambda: (root / "outputs/latent_1").exists() and last_run("train@no_cot", root))
+        params = (root / "params.yaml").read_text()
+        (root / "params.yaml").write_text(params.replace("num_updates: 20", "num_updates: 21", 1))
+        output, _ = night.communicate()
+    assert night.returncode == 0, output
+    assert "dvc ended well, but these are not up to date: train@cot, train@latent_1: asking it again" in output
+    assert {row.state for row in stage_rows(root)} == {"done"}
 
 
 def test_the_night_keeps_a_copy_of_dvc_lock_at_the_start_of_each_stage(root):

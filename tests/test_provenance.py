@@ -9,6 +9,7 @@ import yaml
 
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.record import md5_as_dvc
+from coconut.pipeline.status import stage_rows
 from coconut.report.page import write_report
 from coconut.report.provenance import judge
 from coconut.report.reading import read_folder
@@ -75,9 +76,9 @@ def labels(root):
     return [row[0] for row in accuracy_table(results).rows]
 
 
-def coconut(root, command):
+def coconut(root, *command):
     return subprocess.run(
-        [sys.executable, "-m", "coconut", command], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "coconut", *command], cwd=root, capture_output=True, text=True, check=False
     )
 
 
@@ -106,9 +107,38 @@ def test_numbers_without_their_predictions_came_with_the_repository(root):
     assert "(shipped): the numbers came with the repository and were not made here. `dvc repro` makes" in table.stdout
 
 
-def test_an_entry_trained_anew_but_not_yet_evaluated_is_marked_in_its_scores_alone(root):
+@pytest.mark.parametrize("file", ["metrics.json", "predictions.jsonl"])
+def test_figures_that_the_recorded_run_did_not_leave_are_of_another_run(root, file):
+    path = root / "outputs/no_cot" / file
+    path.write_bytes((root / "outputs/cot" / file).read_bytes())
+    assert labels(root) == ["cot", "latent_1", "latent_2", "no_cot (of another run)"]
+    row = next(row for row in stage_rows(root) if row.stage == "evaluate@no_cot")
+    assert (row.state, row.detail) == ("to do", f"outputs/no_cot/{file} is not what its run left")
+
+
+def test_shipped_figures_that_are_not_those_of_dvc_lock_are_of_another_run(root):
+    for path in root.glob("outputs/*/predictions.jsonl"):
+        path.unlink()
+    (root / "outputs/cot/metrics.json").write_bytes((root / "outputs/no_cot/metrics.json").read_bytes())
+    assert labels(root) == ["cot (of another run)", "latent_1 (shipped)", "latent_2 (shipped)", "no_cot (shipped)"]
+
+
+def test_answers_that_do_not_give_the_accuracy_are_marked_whatever_dvc_lock_says(root):
+    path = root / "outputs/cot/predictions.jsonl"
+    path.write_text(path.read_text().replace('"right": true', '"right": false', 1))
     lock = yaml.safe_load((root / "dvc.lock").read_text())
-    lock["stages"]["train@cot"]["outs"][0]["md5"] = "0" * 32
+    lock["stages"]["evaluate@cot"]["outs"][1]["md5"] = md5_as_dvc(path)
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert labels(root)[0] == "cot (answers at odds)"
+    table = coconut(root, "table").stdout
+    assert "the right answers in its predictions do not give the accuracy in its metrics.json" in table
+
+
+def test_an_entry_trained_anew_but_not_yet_evaluated_is_marked_in_its_scores_alone(root):
+    history = "outputs/cot/history.csv"
+    (root / history).write_text((root / history).read_text() + "\n")
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    lock["stages"]["train@cot"]["outs"][0]["md5"] = md5_as_dvc(root / history)
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
     marks = judge(root).marks
     assert "train@cot" not in marks
@@ -125,6 +155,15 @@ def test_the_untouched_model_is_judged_by_its_own_stage(root):
     )
     (root / "dvc.yaml").write_text(PIPELINE.rstrip() + stage)
     assert labels(root)[0] == "base (of another run)"
+
+
+def test_a_merge_in_dvc_lock_is_named_by_table_and_plan(root):
+    lock = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(f"<<<<<<< HEAD\n{lock}=======\n{lock}>>>>>>> other\n")
+    named = "dvc.lock: line 1 holds <<<<<<<, the mark of a merge; keep one side of it, and delete the marks"
+    assert labels(root) == [f"{name} (of another run)" for name in CURRICULUM]
+    assert f"of the present params.yaml is not known: {named}" in coconut(root, "table").stdout
+    assert f"\n{named}" in coconut(root, "plan", "--no-measure").stdout
 
 
 def test_without_a_pipeline_nothing_is_known_and_the_table_says_so(root):

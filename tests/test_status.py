@@ -17,7 +17,9 @@ import standin
 import waiting
 from coconut.files import try_lock
 from coconut.pipeline.events import last_run
+from coconut.pipeline.inputs import fingerprint
 from coconut.pipeline.record import md5_as_dvc
+from coconut.pipeline.resume import ResumeStore
 from coconut.pipeline.status import Row, render, stage_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only")
@@ -93,8 +95,10 @@ def test_changed_code_lost_outputs_and_a_changed_command_are_named(root):
 
 
 def test_a_stage_that_dvc_ran_again_upstream_is_out_of_date_by_the_recorded_hashes(root):
+    (root / "outputs/base").unlink()  # It may be a link into DVC's cache.
+    (root / "outputs/base").write_text("another\n")
     lock = yaml.safe_load((root / "dvc.lock").read_text())
-    lock["stages"]["base"]["outs"][0]["md5"] = "0" * 32
+    lock["stages"]["base"]["outs"][0]["md5"] = md5_as_dvc(root / "outputs/base")
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
     assert details(root) == {
         "base": "",
@@ -102,6 +106,13 @@ def test_a_stage_that_dvc_ran_again_upstream_is_out_of_date_by_the_recorded_hash
         "train@latent_1": "for train@cot",
         "train@no_cot": "outputs/base changed",
     }
+
+
+def test_an_output_that_its_run_did_not_leave_is_out_of_date(root):
+    (root / "outputs/cot").unlink()
+    (root / "outputs/cot").write_text("edited\n")
+    assert details(root)["train@cot"] == "outputs/cot is not what its run left"
+    assert states(root)["train@latent_1"] == "waiting"
 
 
 @pytest.mark.slow
@@ -123,6 +134,14 @@ def test_a_killed_stage_shows_how_far_its_training_came(root):
     row = next(row for row in stage_rows(root) if row.stage == "train@cot")
     assert row.state == "interrupted"
     assert row.detail.startswith("update 10 of 40 (25%), loss 0.1000, 0:00:0")
+
+
+def test_the_progress_of_other_parameters_does_not_count(root):
+    """A training writes where it is from time to time, so that a finished one may have left 86 %."""
+    (path,) = (root / ".resume").glob("train@cot-*/progress.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"update": 18}))
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 21}")
+    assert (states(root)["train@cot"], details(root)["train@cot"]) == ("to do", "curriculum.cot changed")
 
 
 @pytest.mark.slow
@@ -226,17 +245,51 @@ def test_a_dvc_lock_that_ends_early_gives_a_table(root, text):
     assert states(root)["train@cot"] == "waiting"
 
 
+MERGE = "<<<<<<< HEAD\n    cmd: a\n=======\n    cmd: b\n>>>>>>> other\n"
+
+
+@pytest.mark.parametrize("mark", ["<<<<<<< HEAD\n", "=======\n", ">>>>>>> other\n", MERGE])
+def test_a_merge_in_dvc_lock_is_named_and_nothing_is_said_to_have_never_run(root, mark):
+    head, body = (root / "dvc.lock").read_text().split("stages:\n")
+    (root / "dvc.lock").write_text(f"{head}stages:\n{mark}{body}")
+    named = f"dvc.lock: line 3 holds {mark[:7]}, the mark of a merge; keep one side of it"
+    assert details(root)["base"].startswith(named)
+    assert named in standin.run(root, "coconut", "status").stdout
+    for command in ("repro", "overnight"):
+        done = standin.run(root, "coconut", command)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"coconut: {named}")
+
+
+def test_a_merge_in_other_files_is_named(root):
+    (root / "params.yaml").write_text(f"{MERGE}{(root / 'params.yaml').read_text()}")
+    status = standin.run(root, "coconut", "status")
+    assert "params.yaml: not valid YAML: line 1 holds <<<<<<<, the mark of a merge; keep one side" in status.stderr
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_torn_dvc_lock_is_named_with_its_cure(root, size):
+    (root / "dvc.lock").write_bytes((root / "dvc.lock").read_bytes()[:size])
+    assert details(root)["base"].startswith("dvc.lock: not whole, as after a kill: `coconut repair` or `coconut repro`")
+
+
 def test_a_damaged_record_is_named_and_the_others_count(root):
     replace(root / "dvc.lock", "    cmd: exec python stage.py train@no_cot", "    cme: python stage.py train@no_cot")
     assert states(root) == {"base": "done", "train@cot": "done", "train@latent_1": "done", "train@no_cot": "to do"}
     assert details(root)["train@no_cot"] == "its record in dvc.lock is damaged"
 
 
+def resume_folder_with_40_updates(root: Path) -> Path:
+    """Change a parameter of a finished stage, and make its states those of the new one."""
+    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
+    (folder,) = (root / ".resume").glob("train@cot-*")
+    return folder.rename(ResumeStore.folder_of("train@cot", fingerprint("train@cot", root), root))
+
+
 @pytest.mark.parametrize("is_held", [True, False], ids=["running", "interrupted"])
 @pytest.mark.parametrize("bit", [4, *(pytest.param(bit, marks=pytest.mark.slow) for bit in (0, 1, 2, 3, 5, 6, 7))])
 def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
-    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
-    (folder,) = (root / ".resume").glob("train@cot-*")
+    folder = resume_folder_with_40_updates(root)
     progress = json.loads((folder / "progress.json").read_text())
     progress |= {"num_updates": 40, "resumed_from": 12, "pid": os.getpid()}
     whole = json.dumps(progress).encode()
@@ -271,8 +324,7 @@ def test_any_damage_of_progress_json_gives_a_table(root, is_held, bit):
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_a_progress_that_no_trainer_writes_counts_as_none(root, name, value):
-    replace(root / "params.yaml", "cot: {parent: base, num_updates: 20}", "cot: {parent: base, num_updates: 40}")
-    (path,) = (root / ".resume").glob("train@cot-*/progress.json")
+    path = resume_folder_with_40_updates(root) / "progress.json"
     progress = json.loads(path.read_text()) | {"num_updates": 40}
     path.write_text(json.dumps(progress))
     assert states(root)["train@cot"] == "interrupted"

@@ -5,9 +5,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil  # type: ignore[import-untyped]
 from loguru import logger
 
 from coconut.config.messages import first_line
@@ -85,9 +88,78 @@ def explain_failure(error: BaseException) -> str:
 
 def num_workers(asked: int | None) -> int:
     """Processes to use: as asked, or one per core this process may run on."""
-    if asked is not None:
-        return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return usable_cores() if asked is None else asked
+
+
+def usable_cores(system: Path = Path("/")) -> int:
+    """Return how many cores this process may use, by its affinity and by the limits of its container.
+
+    Args:
+        system: the folder that holds `proc` and `sys`.
+    """
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    for group in _control_groups("cpu", system):
+        quota, period = [*_numbers(group / "cpu.max"), 0.0, 0.0][:2]
+        if not quota:
+            quota, period = (next(_numbers(group / f"cpu.cfs_{name}_us"), 0.0) for name in ("quota", "period"))
+        if quota > 0 and period > 0:
+            num_cores = min(num_cores, max(1, int(quota / period)))
+    return num_cores
+
+
+def free_memory(system: Path = Path("/")) -> int:
+    """Return the bytes of memory that are free for this process, on the machine and within its container."""
+    free = int(psutil.virtual_memory().available)
+    for group in _control_groups("memory", system):
+        limit = _first(group, "memory.max", "memory.limit_in_bytes")
+        used = _first(group, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free = min(free, max(0, int(limit - used + _file_cache(group))))
+    return free
+
+
+def total_memory(system: Path = Path("/")) -> int:
+    """Return the bytes of memory of the machine, or of what its container may use of them."""
+    limits = (_first(group, "memory.max", "memory.limit_in_bytes") for group in _control_groups("memory", system))
+    return int(min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)]))
+
+
+def _control_groups(controller: str, system: Path) -> list[Path]:
+    """List the folders of the control groups that this process is in, of both versions, and of those above them."""
+    folders = []
+    try:
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []  # Not Linux.
+    mount = system / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        tops = [mount / controllers, mount / controller] if controllers else [mount, mount / "unified"]
+        inner = Path(path.lstrip("/"))
+        # A container may see its own group as the top one, whatever the path says.
+        folders += [top / part for top in tops for part in (inner, *inner.parents)]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def _numbers(path: Path) -> Iterator[float]:
+    """Yield the numbers that a file begins with; none where there is no such file, or it says `max`."""
+    with suppress(OSError, ValueError):
+        yield from [float(word) for word in path.read_text(encoding="utf-8").split()]
+
+
+def _first(group: Path, *names: str) -> float | None:
+    return next((number for name in names for number in _numbers(group / name)), None)
+
+
+def _file_cache(group: Path) -> int:
+    """Return the bytes of a group that hold files, which the kernel gives up when memory is short."""
+    with suppress(OSError, ValueError):
+        words = (group / "memory.stat").read_text(encoding="utf-8").split()
+        facts = dict(zip(words[::2], words[1::2], strict=False))
+        return int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    return 0
 
 
 def check_device(config: RuntimeConfig) -> None:

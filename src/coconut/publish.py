@@ -11,9 +11,10 @@ from coconut.config.params import load_params
 from coconut.config.schema import BASE, Params
 from coconut.files import amount, files_below
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir
+from coconut.pipeline.record import describe_difference
 from coconut.report.provenance import judge
 from coconut.report.reading import read_folder
-from coconut.report.results import evaluate_stage, read_results
+from coconut.report.results import read_results
 from coconut.report.text import visible
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def push(entry: str, hub_id: str, *, dry_run: bool = False, private: bool = Fals
     """
     params = load_params()
     _check(params, entry, hub_id)
+    if difference := describe_difference(checkpoint_dir(entry), Path()):
+        sys.stderr.write(f"coconut push: {difference}\n")
     files = collect(params, entry)
     total = sum(map(len, files.values()))
     lines = [f"{amount(len(content)):>10}  {visible(name)}" for name, content in files.items()]
@@ -112,12 +115,14 @@ def _check(params: Params, entry: str, hub_id: str) -> None:
 
 def _results(params: Params, entry: str) -> Sequence[tuple[str, str]]:
     """Return the entry's figures; none that are of another run."""
-    if evaluate_stage(entry) in judge(Path()).marks:
+    marks = judge(Path()).marks
+    results = read_results(params.curriculum, read_folder(OUTPUTS_DIR), marks=marks)
+    (result,) = (one for one in results if one.name == entry)
+    if result.mark is not None:
         sys.stderr.write(
             f"coconut push: {entry} is not scored with these parameters and code; the card has no figures\n"
         )
         return []
-    (result,) = (one for one in read_results(params.curriculum, read_folder(OUTPUTS_DIR)) if one.name == entry)
     figures = []
     for key, name in _SHOWN.items():
         if (value := result.metric(key)) is not None:

@@ -10,6 +10,7 @@ from coconut.config.methods import find_method
 from coconut.config.params import load_params
 from coconut.config.schema import Params
 from coconut.layout import checkpoint_dir
+from coconut.pipeline.record import describe_difference
 from coconut.report.text import visible
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def run(
         ValueError: if there is no such checkpoint, or a question does not fit.
     """
     folder = find_checkpoint(entry)
+    if difference := describe_difference(folder, Path()):
+        sys.stderr.write(f"coconut: {difference}\n")
     from coconut.reasoner import (
         Reasoner,
     )  # Imported here: torch takes seconds, which a wrong argument need not wait for.

@@ -53,7 +53,10 @@ def load_feedback(
             f" {wanted_shapes}; {RESTORE}"
         )
     for name, tensor in found.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{path}: {name}: found values that are not finite, wanted finite ones; {RESTORE}")
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            found_values = "that are not finite" if tensor.is_floating_point() else f"of type {tensor.dtype}"
+            raise ValueError(
+                f"{path}: {name}: found values {found_values}, wanted finite floating-point ones; {RESTORE}"
+            )
     feedback.load_state_dict(found)
     return feedback

@@ -99,6 +99,12 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         ) from error
 
 
+def read_dtypes(path: Path) -> dict[str, str]:
+    """Return the type of each tensor of a safetensors file that `check_header` has passed, as its header names it."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
 def check_header(path: Path) -> None:
     """Look at a safetensors file before its tensors are read: its first bytes, and its header.
 

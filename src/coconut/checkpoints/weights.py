@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from loguru import logger
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from coconut.checkpoints.tensors import check_header
+from coconut.checkpoints.tensors import RESTORE, check_header, read_dtypes
 from coconut.checkpoints.wrappers import find_wrapper
 from coconut.config.messages import first_line
 from coconut.data.documents import decode_text, parse_json
+from coconut.devices import total_memory
 from coconut.files import amount
 
 PROJECTOR = "projector."
@@ -95,7 +95,7 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
 
 def _check_size(config: PretrainedConfig, path: Path) -> None:
     """Build the model without its weights, and compare its size with the machine's memory."""
-    text_config, memory = config.get_text_config(), psutil.virtual_memory().total
+    text_config, memory = config.get_text_config(), total_memory()
     sizes = [getattr(text_config, name, None) for name in ("num_hidden_layers", "hidden_size")]
     # Thousands of wide layers take a minute to build, even without weights; each holds more than four such matrices.
     num_layers, width = (size if isinstance(size, int) else 0 for size in sizes)
@@ -176,6 +176,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
             f"{folder}: {name} has shape {tuple(found)} in the weights, wanted {tuple(wanted)} by config.json;"
             f" weights and config are of different models; {_FETCH}"
         )
+    _check_floating(model, folder)
     _settle_head(model, folder, missing=set(report["missing_keys"]), unexpected=set(report["unexpected_keys"]))
     _note_own_head(model, folder)
     _check_finite(model, folder)
@@ -265,6 +266,20 @@ def _note_own_head(model: PreTrainedModel, folder: Path) -> None:
         " embeddings; the head is kept, and checkpoints say tie_word_embeddings: false",
         folder,
     )
+
+
+def _check_floating(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse weights that are whole numbers in their file: as floats these would be read as something else."""
+    # The file may name them with or without a prefix; a mask or a list of positions beside them is no weight.
+    tails = {name.partition(".")[2] or name for name, _ in model.named_parameters()}
+    tails |= {name for name, _ in model.named_parameters()}
+    for path in weight_files(folder):
+        for name, dtype in read_dtypes(path).items():
+            if "F" not in dtype and tails & {name, name.partition(".")[2]}:
+                raise ValueError(
+                    f"{path}: {name}: found weights of type {dtype}, wanted floating-point numbers (F32, F16 or BF16);"
+                    f" the file is damaged, or quantised: {_FETCH}, or {RESTORE}"
+                )
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:

@@ -18,6 +18,7 @@ from coconut.config.messages import key_shown as key_shown
 from coconut.config.messages import kind_of as kind_of
 from coconut.config.messages import shown as shown
 from coconut.config.messages import suggest as suggest
+from coconut.config.yaml_reader import find_merge as find_merge
 from coconut.config.yaml_reader import parse_yaml as parse_yaml
 from coconut.config.yaml_reader import read_yaml as read_yaml
 

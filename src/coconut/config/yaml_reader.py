@@ -62,6 +62,7 @@ _SCALARS: dict[str, tuple[str, str, Callable[[str], Any] | str]] = {
 
 All others are text. The names are the loader's tags; one that a document writes itself, such as `!!int`, is refused.
 """
+_MERGE_MARK = re.compile(r"^(<{7}|={7}|>{7}|\|{7})(?=[ \r\n]|$)", re.MULTILINE)
 
 
 def read_yaml(path: Path) -> Any:
@@ -114,7 +115,23 @@ def _line_at(text: str, found: re.Match[str]) -> int:
     return text.count("\n", 0, found.start()) + 1
 
 
+def find_merge(text: str) -> str | None:
+    r"""Say where a text holds the marks of a merge that nobody has settled; None where it holds none.
+
+    >>> find_merge("a: 1\n<<<<<<< HEAD\n")
+    'line 2 holds <<<<<<<, the mark of a merge; keep one side of it, and delete the marks'
+    """
+    found = _MERGE_MARK.search(text)
+    if found is None:
+        return None
+    return (
+        f"line {_line_at(text, found)} holds {found[0]}, the mark of a merge; keep one side of it, and delete the marks"
+    )
+
+
 def _describe(error: yaml.MarkedYAMLError, text: str) -> str:
+    if merge := find_merge(text):
+        return merge
     mark = error.problem_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     if mark and text[mark.index : mark.index + 1] == "\t":

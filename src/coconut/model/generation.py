@@ -6,6 +6,7 @@ every row counts its own positions, and a row ends at its own end-of-sequence to
 Legend: B rows, T columns of the prompt.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -133,6 +134,11 @@ class Running:
     def next_ids(self) -> Tensor:
         """Choose the next token of each row."""
         logits_BV = self.passes.logits(self.last_BD)
+        if not math.isfinite(logits_BV.amax().item()):  # That of NaN is NaN.
+            raise ValueError(
+                f"{self.passes.model.name_or_path or 'the model'}: found logits that are infinite or not a number,"
+                " wanted finite ones; its weights are damaged, or its training went wrong: `dvc repro` restores them"
+            )
         if self.barred:
             logits_BV[:, list(self.barred)] = -torch.inf
             self.barred = ()

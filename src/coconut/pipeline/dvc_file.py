@@ -22,6 +22,8 @@ class Stage:
     params: tuple[str, ...]
     outs: tuple[str, ...]
     """Outputs and metrics."""
+    in_git: tuple[str, ...] = ()
+    """Outputs that DVC does not keep (`cache: false`), so that git does."""
 
 
 def read_pipeline(root: Path | str = ".") -> dict[str, Stage]:
@@ -33,8 +35,13 @@ def read_pipeline(root: Path | str = ".") -> dict[str, Stage]:
     """
     root = Path(root)
     params = read_mapping(root / "params.yaml")
+    return unroll(read_mapping(root / "dvc.yaml"), params)
+
+
+def unroll(pipeline: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]:
+    """`read_pipeline` of the two files' mappings."""
     stages = {}
-    for name, body in _section(read_mapping(root / "dvc.yaml"), "stages").items():
+    for name, body in _section(pipeline, "stages").items():
         if "foreach" not in body:
             stages[name] = _parse_stage(name, body, params)
             continue
@@ -83,13 +90,19 @@ def _parse_stage(name: str, body: dict[str, Any], scope: dict[str, Any]) -> Stag
         if key not in _KNOWN_KEYS:
             raise ValueError(f"dvc.yaml: {name}.{key}: not understood by the fingerprint; known: {sorted(_KNOWN_KEYS)}")
     deps, params = (_texts(body.get(section) or [], scope, f"{name}.{section}") for section in ("deps", "params"))
-    outs = []
+    outs, in_git = [], []
     for section in ("outs", "metrics", "plots"):
         # An output may be written as {path: {cache: false}}.
         paths = [next(iter(item)) if isinstance(item, dict) else item for item in body.get(section) or []]
         outs += _texts(paths, scope, f"{name}.{section}")
+        in_git += [path for item in body.get(section) or [] for path in _uncached(item)]
     (cmd,) = _texts([body.get("cmd")], scope, f"{name}.cmd")
-    return Stage(name, cmd, tuple(deps), tuple(params), tuple(outs))
+    return Stage(name, cmd, tuple(deps), tuple(params), tuple(outs), tuple(_texts(in_git, scope, name)))
+
+
+def _uncached(item: Any) -> list[Any]:
+    options = next(iter(item.values())) if isinstance(item, dict) else None
+    return list(item)[:1] if isinstance(options, dict) and options.get("cache") is False else []
 
 
 def _texts(items: list[Any], scope: dict[str, Any], place: str) -> list[str]:
@@ -113,7 +126,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, what was found and what was wanted.
     """
-    tree = read_yaml(path)
+    return as_mapping(read_yaml(path), path)
+
+
+def as_mapping(tree: Any, path: Path | str) -> dict[str, Any]:
+    """Return what a YAML file holds, where that is a mapping; the error of `read_mapping` else."""
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: found {type(tree).__name__}, wanted a mapping of keys to values")
     return tree

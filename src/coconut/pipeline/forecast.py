@@ -13,7 +13,7 @@ from coconut.files import replace_file
 from coconut.layout import LOG_DIR
 from coconut.pipeline.dvc_file import Stage, read_pipeline
 from coconut.pipeline.events import last_run
-from coconut.pipeline.progress import newest_progress
+from coconut.pipeline.progress import newest_progress, progress_of
 from coconut.pipeline.schedule import Schedule
 from coconut.pipeline.status import Row, clock, render, stage_rows
 
@@ -60,7 +60,7 @@ def seconds_left(rows: Iterable[Row], times: Times, root: Path) -> float:
 
 
 def _rest_of(name: str, seconds: float, root: Path, *, is_running: bool) -> float:
-    progress, run = newest_progress(name, root), last_run(name, root)
+    progress, run = (newest_progress if is_running else progress_of)(name, root), last_run(name, root)
     if is_running and run is not None and progress is not None and progress.time < run.begun_at:
         progress = None  # Of an earlier run.
     if progress is None:

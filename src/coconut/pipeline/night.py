@@ -18,12 +18,13 @@ from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.dvc_lock import describe_holder, repair
 from coconut.pipeline.journal import Journal
-from coconut.pipeline.record import keep_copy
+from coconut.pipeline.record import keep_copy_or_say
 from coconut.pipeline.repro import gpus_of
 from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import GRACE_S, die_with_parent
 from coconut.pipeline.states import last_update
+from coconut.pipeline.status import stage_rows, with_ancestors
 
 LONGEST_PAUSE_S = 600.0
 _FULL_BYTES = 1_000_000
@@ -77,8 +78,10 @@ class Night:
         while True:
             before, errors_before = self._progress(), last.errors
             last = self._try_once()
-            if last.exit_code == 0 or self.stopped_by:
+            if self.stopped_by or (last.exit_code == 0 and not self._is_to_ask_again(before)):
                 break
+            if last.exit_code == 0:
+                continue
             if self._progress() != before:
                 tries_left, pause_s = patience.num_tries, patience.pause_s
             elif not last.waits_for:
@@ -129,6 +132,24 @@ class Night:
             return "the same errors as before, and nothing else to do: no further try"
         return "" if tries_left > 0 else f"{patience.num_tries} tries in a row brought no progress: no further try"
 
+    def _is_to_ask_again(self, before: object) -> bool:
+        """Say whether something is not up to date although dvc ended well: files were changed while it ran.
+
+        dvc has the last word: where it found nothing to do, it is not asked again.
+        """
+        if self._progress() == before:
+            return False
+        try:
+            stages = read_pipeline(self.root)
+            wanted = with_ancestors(self.targets or list(stages), stages)
+            left = [row.stage for row in stage_rows(self.root) if row.stage in wanted and row.state != "done"]
+        except (ValueError, OSError) as error:
+            self.journal.say(f"dvc ended well, but {explain(error)}: asking it again")
+            return True
+        if left:
+            self.journal.say(f"dvc ended well, but these are not up to date: {', '.join(left)}: asking it again")
+        return bool(left)
+
     def _try_once(self) -> Try:
         self._repair()
         self.num_tries += 1
@@ -156,11 +177,7 @@ class Night:
             )
 
     def _keep_copy(self) -> None:
-        try:
-            keep_copy(self.root)
-        except OSError as error:
-            # The copy only saves time after a kill: the stages are worth more.
-            self.journal.say(f"{explain(error)}: no copy of dvc.lock was kept, the one before it stays")
+        keep_copy_or_say(self.root, self.journal.say)
 
     def _repro(self, log: ReproLog) -> int:
         def hear(line: str) -> None:

@@ -24,6 +24,7 @@ from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.journal import Journal, hang_up_with_terminal
 from coconut.pipeline.night import Night, Patience
 from coconut.pipeline.prune import prune
+from coconut.pipeline.record import refuse_merge
 from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.signals import STOP_SIGNALS, unblock
 
@@ -46,10 +47,11 @@ def run(
         0 when everything is up to date, 1 when something failed, 128 + the signal that ended it.
 
     Raises:
-        ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a night is under way here.
+        ValueError: `dvc.yaml`, `dvc.lock` or `params.yaml` holds a mistake, or a night is under way here.
         OSError: the journal's folder cannot be made, or no process can be started.
     """
     read_pipeline(root)
+    refuse_merge(root)
     with _owned(root):
         journal = Journal(root / _JOURNAL_DIR / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log")
         night = Night(root, targets, journal, jobs or fitting_jobs(root))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from coconut.files import is_locked
-from coconut.pipeline.resume import resume_dir
+from coconut.pipeline.inputs import fingerprint
+from coconut.pipeline.resume import ResumeStore, resume_dir
 
 _COUNTS = ("update", "num_updates", "pid")
 _AMOUNTS = ("loss", "time")
@@ -52,6 +53,16 @@ def newest_progress(stage: str, root: Path) -> Progress | None:
     """Return what a trainer of `stage` wrote last, whatever its parameters; None if none did."""
     reports = [report for folder in _resume_folders(stage, root) if (report := read_progress(folder)) is not None]
     return max(reports, key=lambda report: report.time, default=None)
+
+
+def progress_of(stage: str, root: Path) -> Progress | None:
+    """Return what a trainer of `stage` with the present parameters, code and data wrote last; None if none did."""
+    if not _resume_folders(stage, root):
+        return None  # Without reading its inputs, which may be large.
+    try:
+        return read_progress(ResumeStore.folder_of(stage, fingerprint(stage, root), root))
+    except (OSError, ValueError):
+        return None  # An input is missing, so that no trainer had it.
 
 
 def folders_in_use(root: Path) -> dict[str, Path]:

@@ -1,20 +1,24 @@
-"""`coconut repro`: `dvc repro`, with the branches of the pipeline side by side where the machine has room for it."""
+"""`coconut repro`: `dvc repro`, with the branches of the pipeline side by side where the machine has room for it.
+
+First it repairs what a killed `dvc` left, and at every stage it keeps a copy of `dvc.lock`, as the night does.
+"""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]
-
+from coconut.devices import free_memory, usable_cores
 from coconut.layout import OUTPUTS_DIR
 from coconut.pipeline.branches import Branches
 from coconut.pipeline.dvc_file import read_mapping
+from coconut.pipeline.dvc_lock import repair
 from coconut.pipeline.gpus import gpus_by_stage, processes_of
+from coconut.pipeline.record import keep_copy_or_say, refuse_merge
 from coconut.pipeline.signals import GRACE_S, STOP_SIGNALS, unblock
 
 _STAGE_BYTES = 1_200_000_000
@@ -35,10 +39,16 @@ def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, kee
         The exit code of `dvc`, or 128 + the signal that ended it.
 
     Raises:
-        ValueError: `dvc.yaml` or `params.yaml` holds a mistake, or a target is no stage.
+        ValueError: `dvc.yaml`, `dvc.lock` or `params.yaml` holds a mistake, or a target is no stage.
+        OSError: what a killed dvc left cannot be repaired.
     """
     jobs = jobs or fitting_jobs(root)
-    branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=gpus_of(root))
+    keep = partial(keep_copy_or_say, root, _print)
+    branches = Branches(root, jobs, _print, targets, keeps_going=keeps_going, gpus=gpus_of(root), on_stage=keep)
+    for sentence in repair(root):
+        _print(sentence)
+    refuse_merge(root)
+    keep()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         is_urgent = number == signal.SIGALRM or (branches.stopped_by is not None and number == signal.SIGINT)
@@ -50,6 +60,7 @@ def run(root: Path, targets: Sequence[str] = (), *, jobs: int | None = None, kee
             signal.signal(number, stop)
     unblock()
     exit_code = branches.run()
+    keep()
     for name, outcome in branches.log.outcomes.items():
         if outcome.result in ("failed", "stopped"):
             _print(f"{name}: {outcome.result}: {outcome.reason}")
@@ -64,10 +75,9 @@ def fitting_jobs(root: Path) -> int:
     threads = runtime.get("threads")
     if not isinstance(threads, int) or threads < 1:
         return 1  # One stage takes all cores.
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    room = int(psutil.virtual_memory().available / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
+    room = int(free_memory() / (_SLACK * max(_STAGE_BYTES, _largest_peak(root))))
     num_processes = processes_of(runtime)
-    return max(1, min(num_cores // (threads * num_processes), room // num_processes))
+    return max(1, min(usable_cores() // (threads * num_processes), room // num_processes))
 
 
 def gpus_of(root: Path) -> list[str]:

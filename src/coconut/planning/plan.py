@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]
-
 from coconut.config.params import load_params
 from coconut.config.schema import Params
+from coconut.devices import free_memory
 from coconut.files import amount
 from coconut.layout import ENCODED_DIR, checkpoint_dir
 from coconut.pipeline.dvc_file import read_pipeline
 from coconut.pipeline.forecast import Times, hour, simulate, write_times
+from coconut.pipeline.record import damage_of
 from coconut.pipeline.repro import fitting_jobs
 from coconut.pipeline.status import Row, clock, stage_rows
 from coconut.report.tables import Table
@@ -54,6 +54,8 @@ def run(root: Path, *, jobs: int | None = None, measures: bool = True) -> int:
     seconds = _seconds_by_stage(rows, times)
     table = Table(_HEADERS, [_line(row, params, times, seconds) for row in rows], num_text_columns=2)
     _print(table.to_text() + "\n")
+    if damage := damage_of(root):
+        _print(f"{damage}.\n")
     if not measures:
         return 0
     total = simulate(read_pipeline(root), seconds, jobs)
@@ -155,4 +157,4 @@ def free_memory_mb() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]) / 1e6
-    return float(psutil.virtual_memory().available) / 1e6
+    return free_memory() / 1e6

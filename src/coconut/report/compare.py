@@ -10,11 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from coconut.config.params import parse_params
+from coconut.config.schema import BASE
 from coconut.config.strict import parse_yaml
 from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
+from coconut.pipeline.status import judge_revision
+from coconut.report.provenance import judge
 from coconut.report.reading import ReadText
 from coconut.report.results import Result, evaluate_stage, read_results
 from coconut.report.tables import Table, pair_examples, paired_p
@@ -35,12 +39,17 @@ class Experiment:
     params: Mapping[str, Any]
     """Dotted keys and values, without the seed and without `runtime`, which changes no result."""
     results: Sequence[Result]
-    left_out: Sequence[str] = ()
-    """Entries whose numbers are not of these params, code and data."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Entries whose numbers are not of these params, code and data, with the reasons."""
 
     def result(self, entry: str) -> Result | None:
         """Return what it has on one entry of its curriculum."""
         return next((result for result in self.results if result.name == entry), None)
+
+    @property
+    def is_scored(self) -> bool:
+        """Say whether it has any figures of its own."""
+        return any(result.metrics is not None for result in self.results)
 
 
 @dataclass
@@ -82,11 +91,37 @@ def read_experiment(
         raise ValueError(f"{name}: params.yaml: {error}") from None
     flat = flatten({key: value for key, value in tree.items() if key not in ("seed", "runtime")})
     everything = read_results(
-        params.curriculum, lambda path: read_text(f"outputs/{path}"), reference=params.report.reference
+        params.curriculum, lambda path: read_text(f"outputs/{path}"), marks=marks, reference=params.report.reference
     )
-    results = [result for result in everything if evaluate_stage(result.name) not in (marks or {})]
-    left_out = [result.name for result in everything if result not in results and result.metrics is not None]
+    results = [result for result in everything if result.mark is None]
+    left_out = {one.name: one.mark for one in everything if one.mark is not None and one.metrics is not None}
     return Experiment(name, params.seed, flat, results, left_out)
+
+
+def find_stale(name: str, read_text: ReadText) -> dict[str, str]:
+    """Say by stage why what an experiment holds of it is not of its own params; see `judge_revision`.
+
+    Raises:
+        ValueError: it has no params.yaml, or one that is no YAML.
+    """
+    if name == WORKSPACE:
+        provenance = judge(Path())
+        marks = {row.stage: "not up to date" for row in provenance.unfinished}
+        problem = provenance.problem
+    else:
+        try:
+            marks, problem = judge_revision(lambda path: _encoded(read_text(path))), None
+        except ValueError as error:
+            marks, problem = {}, str(error)
+    if problem is None:
+        return marks
+    tree = parse_yaml(read_text("params.yaml") or "", f"{name}: params.yaml")
+    curriculum = tree.get("curriculum") if isinstance(tree, dict) else None
+    return {evaluate_stage(entry): f"nothing is known of it: {problem}" for entry in (BASE, *(curriculum or {}))}
+
+
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
 
 
 def group_experiments(experiments: Sequence[Experiment]) -> list[Group]:
@@ -149,13 +184,21 @@ def describe(groups: Sequence[Group]) -> str:
         names = ", ".join(f"{one.name} (seed {one.seed})" for one in group.by_seed().values())
         changes = describe_changes(groups[0].params, group.params) if group is not groups[0] else "the first"
         lines.append(visible(f"{group.letter}  {changes}: {names}"))
-    lines += [
-        f"{one.name}: left out, because their stages are not up to date: {', '.join(one.left_out)}"
-        for group in groups
-        for one in group.experiments
-        if one.left_out
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_left_out([one for group in groups for one in group.experiments])])
+
+
+def describe_left_out(experiments: Sequence[Experiment]) -> list[str]:
+    """Say what is in no table and no mean, and why: one line for each reason of an experiment."""
+    lines = []
+    for one in experiments:
+        reasons = dict.fromkeys(one.left_out.values())
+        for reason in reasons:
+            names = [entry for entry, other in one.left_out.items() if other == reason]
+            what = ", ".join(names) if one.is_scored or len(reasons) > 1 else "all of it"
+            lines.append(visible(f"left out: {one.name}: {what} ({reason})"))
+        if not one.is_scored and not reasons:
+            lines.append(visible(f"left out: {one.name}: all of it (no entry was evaluated)"))
+    return lines
 
 
 def group_to_compare(experiments: Sequence[Experiment]) -> list[Group]:
@@ -184,12 +227,36 @@ def list_experiments() -> list[str]:
     return answer.stdout.split()
 
 
+def describe_queue(names: Sequence[str]) -> list[str]:
+    """Name the experiments of the current commit that are in DVC's queue, and neither ended well nor are in `names`."""
+    if not Path(".dvc/tmp/exps/celery").is_dir():
+        return []
+    from dvc.repo import Repo  # type: ignore[import-untyped]
+
+    with Repo() as repo:
+        queue, commit = repo.experiments.celery_queue, repo.scm.get_rev()
+        states = {
+            "failed": [done.entry for done in queue.iter_failed()],
+            "has not ended": [*queue.iter_active(), *queue.iter_queued()],
+        }
+    lines = []
+    for state, entries in states.items():
+        found = [entry.name or entry.stash_rev[:7] for entry in entries if entry.baseline_rev == commit]
+        if missing := [name for name in dict.fromkeys(found) if name not in names]:
+            verb = state if len(missing) == 1 else state.replace("has", "have")
+            is_not = "is not" if len(missing) == 1 else "are not"
+            lines.append(visible(f"{len(missing)} of the queue {verb} and {is_not} in the table: {', '.join(missing)}"))
+    return lines
+
+
 def open_revision(name: str) -> ReadText:
     """Read files of an experiment, a git revision or the workspace, through DVC's cache.
 
     Raises:
         ValueError: DVC knows no such name.
     """
+    if name == WORKSPACE:
+        return _read_here
     # Imported here, so that readers of files need no DVC.
     from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]
@@ -202,11 +269,20 @@ def open_revision(name: str) -> ReadText:
 
     def read_text(path: str) -> str | None:
         try:
-            return str(files.read_text(path, encoding="utf-8"))
+            return str(files.read_text(path, encoding="utf-8", newline=""))  # As it is, for its digest.
         except FileNotFoundError:
             return None
+        except DvcException as error:
+            raise ValueError(f"{name}: {path}: {error}; the revision's dvc.yaml or dvc.lock cannot be read") from None
 
     return read_text
+
+
+def _read_here(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _same_run(one: Experiment, other: Experiment | None) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 
 from coconut.files import explain
 from coconut.layout import OUTPUTS_DIR
+from coconut.pipeline.record import damage_of, is_as_recorded, read_records
 from coconut.pipeline.status import Row, stage_rows
 from coconut.report.origin import describe_origin, read_parameters
+from coconut.report.results import AT_ODDS
 from coconut.report.tables import Table
 from coconut.report.text import visible
 
@@ -16,7 +18,8 @@ ANOTHER_RUN = "of another run"
 SHIPPED = "shipped"
 
 _MEANINGS = {
-    ANOTHER_RUN: "its stage is not up to date, so the numbers are of other params, code or data",
+    ANOTHER_RUN: "its stage is not up to date, so the numbers are of other params, code or data, or were changed",
+    AT_ODDS: "the right answers in its predictions do not give the accuracy in its metrics.json",
     SHIPPED: "the numbers came with the repository and were not made here",
 }
 
@@ -64,7 +67,7 @@ def judge(root: Path, *, ignore: Sequence[str] = ()) -> Provenance:
     except (ValueError, OSError) as error:
         return Provenance(problem=visible(explain(error)))
     rows = [row for row in reversed(first.values()) if row.state != "done" and row.stage not in ignore]
-    return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows)
+    return Provenance({row.stage: _mark(row.stage, root) for row in rows}, rows, damage_of(root) or None)
 
 
 def with_origin(provenance: Provenance, root: Path) -> Provenance:
@@ -76,5 +79,8 @@ def _mark(stage: str, root: Path) -> str:
     """Choose the mark: numbers without their predictions came from git, others from a run in this work tree."""
     entry = "base" if stage == "evaluate_base" else stage.partition("@")[2]
     folder = root / OUTPUTS_DIR / entry
-    is_shipped = stage.startswith("evaluate") and not (folder / "predictions.jsonl").exists()
+    if not stage.startswith("evaluate") or (folder / "predictions.jsonl").exists():
+        return ANOTHER_RUN
+    record, metrics = read_records(root).get(stage), OUTPUTS_DIR / entry / "metrics.json"
+    is_shipped = record is None or is_as_recorded(root / metrics, record, metrics.as_posix())
     return SHIPPED if is_shipped else ANOTHER_RUN

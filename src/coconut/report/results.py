@@ -15,6 +15,8 @@ from coconut.tracking import flatten
 
 EVALUATE_BASE = "evaluate_base"
 """The pipeline stage that scores the untouched model."""
+AT_ODDS = "answers at odds"
+"""The mark of a result whose answers do not give its accuracy."""
 UNTOUCHED = "untouched"
 """In place of the untouched model's method."""
 
@@ -131,8 +133,8 @@ def read_results(
             history=[],
             predictions=first,
             further=further,
-            thoughts=read_thoughts(BASE, read_text),
-            mark=marks.get(EVALUATE_BASE),
+            thoughts=None if "probe_base" in marks else read_thoughts(BASE, read_text),
+            mark=marks.get(EVALUATE_BASE) or _contradiction(base_metrics, first, further),
         )
         results.insert(0, base)
     return results
@@ -219,11 +221,25 @@ def _read_result(entry: Entry, read_text: ReadText, marks: Mapping[str, str]) ->
         updates=read_table(f"{entry.name}/updates.csv", read_text),
         predictions=first,
         further=further,
-        thoughts=read_thoughts(entry.name, read_text),
+        # Pages have no place for a mark beside thoughts, so that those of another run are left out.
+        thoughts=None if f"probe@{entry.name}" in marks else read_thoughts(entry.name, read_text),
         facts=_read_object(f"{entry.name}/train.json", read_text),
-        mark=marks.get(evaluate_stage(entry.name)),
+        mark=marks.get(evaluate_stage(entry.name)) or _contradiction(metrics, first, further),
         training_mark=marks.get(f"train@{entry.name}"),
     )
+
+
+def _contradiction(
+    metrics: Mapping[str, float | None] | None,
+    first: Sequence[Prediction],
+    further: Mapping[str, Sequence[Prediction]],
+) -> str | None:
+    """Return the mark of metrics which say another accuracy than the answers; None where both agree, or one lacks."""
+    for key, answers in {"accuracy": first, **{name + _ACCURACY: one for name, one in further.items()}}.items():
+        accuracy = (metrics or {}).get(key)
+        if answers and accuracy is not None and round(accuracy * len(answers), 6) != sum(one.right for one in answers):
+            return AT_ODDS
+    return None
 
 
 def evaluate_stage(entry: str) -> str:

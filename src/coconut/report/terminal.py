@@ -11,6 +11,9 @@ from coconut.layout import OUTPUTS_DIR, REPORT_DIR
 from coconut.report.compare import (
     WORKSPACE,
     compare,
+    describe_left_out,
+    describe_queue,
+    find_stale,
     group_to_compare,
     list_experiments,
     open_revision,
@@ -46,21 +49,31 @@ def run_compare(names: Sequence[str]) -> int:
     from coconut.report.overlay import compare_sections
     from coconut.report.page import PAGE_FILE, write_page
 
-    marks = judge(Path()).marks
-    experiments = [
-        read_experiment(name, open_revision(name), marks=marks if name == WORKSPACE else {})
-        for name in names or ["HEAD", *list_experiments(), WORKSPACE]
-    ]
-    groups = group_to_compare(experiments)
+    listed = [] if names else list_experiments()
+    experiments = []
+    for name in names or ["HEAD", *listed, WORKSPACE]:
+        read_text = open_revision(name)
+        experiments.append(read_experiment(name, read_text, marks=find_stale(name, read_text)))
+    scored = [experiment for experiment in experiments if experiment.is_scored] or experiments
+    missing = describe_left_out([one for one in experiments if one not in scored])
+    missing += [] if names else describe_queue(listed)
+    groups = group_to_compare(scored)
     shutil.rmtree(COMPARISON_DIR, ignore_errors=True)
     with writing(COMPARISON_DIR):
         write_page(
             "Experiments compared",
-            f"{len(experiments)} runs in {len(groups)} group{'s' if len(groups) > 1 else ''}.",
+            " ".join(
+                [
+                    f"{len(scored)} runs in {len(groups)} group{'s' if len(groups) > 1 else ''}.",
+                    *(f"{line}." for line in missing),
+                ]
+            ),
             compare_sections(groups),
             COMPARISON_DIR,
         )
-    sys.stdout.write(f"{compare(groups)}\n{COMPARISON_DIR / PAGE_FILE}\n")
+    sys.stdout.write(
+        "\n".join([compare(groups), *missing, *([""] if missing else []), f"{COMPARISON_DIR / PAGE_FILE}\n"])
+    )
     return 0
 
 
