@@ -169,6 +169,6 @@ def test_without_a_number_of_threads_one_stage_takes_the_machine(tmp_path, monke
         (tmp_path / "params.yaml").write_text(json.dumps({"runtime": {"threads": threads}}))
         assert fitting_jobs(tmp_path) == 1
     (tmp_path / "outputs/a").mkdir(parents=True)
-    (tmp_path / "outputs/a/metrics.json").write_text('{"peak_memory_mb": 1e9}')
+    (tmp_path / "outputs/a/costs.json").write_text('{"peak_memory_mb": 1e9}')
     (tmp_path / "params.yaml").write_text(json.dumps({"runtime": {"threads": 1}}))
     assert fitting_jobs(tmp_path) == 1, "an earlier stage took all the memory that there is"

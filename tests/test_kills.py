@@ -105,7 +105,7 @@ def results(project: Path) -> dict[str, Any]:
             continue
         if name.startswith(("outputs/report/", "outputs/evaluations/")):
             found[name] = "there"
-        elif path.name in ("metrics.json", "train.json", "preprocess.json", "encode.json"):
+        elif path.name in ("metrics.json", "costs.json", "train.json", "preprocess.json", "encode.json"):
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMINGS}
         elif path.name == "history.csv":
             rows = csv.DictReader(path.read_text().splitlines())

@@ -288,7 +288,7 @@ def test_a_new_set_is_scored_alone_and_trains_nothing_under_the_real_pipeline(tm
     write_params(root, {"data.tests.more": GENERATED | {"start": 400}})
     done = run(root, "dvc", "repro")
     assert stages_run(done) == ["params", "preprocess", "encode", "evaluate@cot", "evaluate_base", "report"]
-    assert "train_seconds" in (root / "outputs/cot/metrics.json").read_text()
+    assert "train_seconds" in (root / "outputs/cot/costs.json").read_text()
     assert done.stdout.count("scored before, with the same checkpoint") + done.stderr.count("scored before, with") == 4
     metrics = json.loads((root / "outputs/cot/metrics.json").read_text())
     assert metrics["more.num_examples"] == 12

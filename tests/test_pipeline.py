@@ -59,8 +59,12 @@ def test_every_entry_has_the_same_metrics_in_the_same_order(finished: Path) -> N
 def test_metrics_show_has_one_row_per_entry(finished: Path) -> None:
     shown = json.loads(run(finished, "dvc", "metrics", "show", "--json").stdout)
     files = shown["workspace" if "workspace" in shown else ""]["data"]
-    names = ("metrics.json", "thoughts.json")
-    assert sorted(files) == sorted(f"outputs/{entry}/{name}" for entry in [*ENTRIES, "base"] for name in names)
+    assert sorted(files) == sorted(f"outputs/{entry}/metrics.json" for entry in [*ENTRIES, "base"])
+
+
+def test_metrics_diff_after_scoring_again_is_empty(project: Path) -> None:
+    run(project, "dvc", "repro", "--force", "--single-item", "evaluate@cot")
+    assert run(project, "dvc", "metrics", "diff", "--json").stdout.strip() == "{}"
 
 
 def test_a_second_repro_does_nothing(project: Path) -> None:

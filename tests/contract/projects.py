@@ -170,8 +170,10 @@ def results(project: Path, entries: Iterable[str]) -> dict[str, Any]:
         for path in [*checkpoint, *predictions, *filter(Path.exists, single)]:
             if path.is_file() and path.name not in ("README.md", ".gitignore"):
                 found[path.relative_to(project).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in filter(Path.exists, (folder / name for name in ("history.csv", "metrics.json", "train.json"))):
-            found |= {f"{path.relative_to(project)}: {key}": value for key, value in _values(path).items()}
+        files = ("history.csv", "metrics.json", "costs.json", "train.json")
+        for path in filter(Path.exists, (folder / name for name in files)):
+            # A key that has moved from one file to another has kept its value.
+            found |= {f"outputs/{entry}: {key}": value for key, value in _values(path).items()}
     return found
 
 

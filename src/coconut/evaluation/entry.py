@@ -28,7 +28,7 @@ from coconut.devices import (
 from coconut.evaluation.answers import same_answer
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import Outcome, chain_matches, read_answer
-from coconut.evaluation.outputs import METRICS, SET_METRICS, expected_metrics, find_doubtful, write_entry
+from coconut.evaluation.outputs import COSTS, METRICS, SET_METRICS, expected_metrics, find_doubtful, write_entry
 from coconut.evaluation.samples import Samples, measure
 from coconut.evaluation.scores import Scores, ScoreStore
 from coconut.evaluation.statistics import wilson_interval
@@ -59,7 +59,7 @@ _TRAIN_KEYS = (
 
 
 def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) -> None:
-    """Score `outputs/<name>/checkpoint` on the test sets and on valid; write `metrics.json` and the predictions.
+    """Score `outputs/<name>/checkpoint` on the test sets and on valid; write metrics, costs and predictions.
 
     Args:
         scored: the sets that were scored before; None to score all of them.
@@ -90,9 +90,10 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         metrics["peak_memory_mb"] = round(max(peers.gather(peak_memory_mb())), 1)
     for doubt in find_doubtful(metrics):
         logger.warning("{}: {}", name, doubt)
-    flat = {key: metrics[key] for key in METRICS}
+    flat, costs = {key: metrics[key] for key in METRICS}, {key: metrics[key] for key in COSTS}
     for split in list(names)[1:]:
         flat |= {f"{names[split]}.{key}": sets[split].metrics[key] for key in SET_METRICS}
+        costs[f"{names[split]}.seconds_per_example"] = sets[split].metrics["seconds_per_example"]
     for split, one in names.items():
         prefix = "" if split == "test" else f"{one}."
         flat |= {f"{prefix}{key}": value for key, value in sets[split].metrics.get("sampled", {}).items()}
@@ -101,7 +102,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     if not peers.leads:
         return
     with writing(OUTPUTS_DIR / name):
-        write_entry(name, flat, {split: sets[split] for split in names})
+        write_entry(name, flat, costs, {split: sets[split] for split in names})
     if scored is not None:
         scored.drop_others()
 

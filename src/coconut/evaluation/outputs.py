@@ -24,6 +24,10 @@ METRICS = (
     "cot_match",
     "valid_accuracy",
     "valid_loss",
+    "num_left_out",
+)
+"""Keys of `metrics.json`, the same for every entry, the first test set under plain names."""
+COSTS = (
     "seconds_per_example",
     "train_seconds",
     "train_updates",
@@ -34,15 +38,14 @@ METRICS = (
     "train_load",
     "cpu_seconds_per_example",
     "eval_load",
-    "num_left_out",
 )
-"""Keys of `metrics.json`, the same for every entry, the first test set under plain names."""
+"""Keys of `costs.json`: what is another number in every run, so that `dvc metrics diff` shows what has changed."""
 SET_METRICS = (
     *("accuracy", "accuracy_low", "accuracy_high", "num_examples", "loss", "generated_tokens", "truncated_share"),
-    *("no_answer_share", "cot_match", "seconds_per_example", "num_left_out"),
+    *("no_answer_share", "cot_match", "num_left_out"),
 )
 """Keys of every further test set, as `NAME.accuracy`."""
-_REPORTED = ("metrics.json", "predictions.jsonl", "history.csv", "updates.csv", "train.json")
+_REPORTED = ("metrics.json", "costs.json", "predictions.jsonl", "history.csv", "updates.csv", "train.json")
 """What the report reads of an entry."""
 
 
@@ -53,8 +56,8 @@ def expected_metrics(params: Params) -> dict[str, float]:
     return {f"{prefixes[name]}expected": value for name, value in expected.items()}
 
 
-def write_entry(name: str, metrics: Mapping[str, Any], sets: Mapping[str, Scores]) -> None:
-    """Write the metrics, and the predictions and samples of every set."""
+def write_entry(name: str, metrics: Mapping[str, Any], costs: Mapping[str, Any], sets: Mapping[str, Scores]) -> None:
+    """Write the metrics, what they cost, and the predictions and samples of every set."""
     output_dir = OUTPUTS_DIR / name
     further_dir = output_dir / "predictions"
     shutil.rmtree(further_dir, ignore_errors=True)
@@ -72,6 +75,7 @@ def write_entry(name: str, metrics: Mapping[str, Any], sets: Mapping[str, Scores
         (output_dir / file).parent.mkdir(exist_ok=True)
         replace_file(output_dir / file, content)
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    replace_file(output_dir / "costs.json", json.dumps(costs, indent=2) + "\n")
     write_receipt(RECEIPTS_DIR, name, [*_REPORTED, *(file for file in files if "/" in file)])
 
 

@@ -94,7 +94,7 @@ def runtime_of(root: Path) -> dict[str, object]:
 def _largest_peak(root: Path) -> float:
     """Return the most memory that a stage of an earlier run took, in bytes."""
     peaks = [0.0]
-    for path in (root / OUTPUTS_DIR).glob("*/metrics.json"):
+    for path in (root / OUTPUTS_DIR).glob("*/costs.json"):
         with suppress(OSError, ValueError, TypeError, AttributeError):
             peaks.append(1e6 * float(json.loads(path.read_bytes()).get("peak_memory_mb") or 0))
     return max(peaks)

@@ -83,7 +83,7 @@ class Result:
         return replace(self, metrics=own or None, predictions=self.further.get(name, ()))
 
     def metric(self, name: str) -> float | None:
-        """Return one number of `metrics.json`, None where it is missing or null."""
+        """Return one number of `metrics.json` or `costs.json`, None where it is missing or null."""
         return None if self.metrics is None else self.metrics.get(name)
 
 
@@ -252,7 +252,8 @@ def _read_metrics(entry: str, read_text: ReadText) -> dict[str, float | None] | 
     text = read_text(path)
     if text is None:
         return None
-    metrics = {key: parse_number(value, f"{path}: {key}") for key, value in parse_json(text, path).items()}
+    costs = _read_object(f"{entry}/costs.json", read_text)
+    metrics = {key: parse_number(value, f"{path}: {key}") for key, value in (costs | parse_json(text, path)).items()}
     low, accuracy, high = (metrics.get(key) for key in ("accuracy_low", "accuracy", "accuracy_high"))
     bounds = [0.0, *(value for value in (low, accuracy, high) if value is not None), 1.0]
     if sorted(bounds) != bounds:
