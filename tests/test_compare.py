@@ -209,7 +209,7 @@ def test_the_page_draws_one_line_for_every_run_and_pairs_the_groups(tmp_path):
     [
         (None, "a: holds no params.yaml; name an experiment of this pipeline"),
         ("model: [", "a: params.yaml: not valid YAML: line 2, column 1: "),
-        ("model: x", "a: params.yaml: latent: missing"),
+        ("model: x", "a: params.yaml: revision, seed, .*: missing"),
         ("", "a: params.yaml: the file: found null, wanted a mapping"),
     ],
 )
