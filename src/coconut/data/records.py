@@ -126,7 +126,7 @@ def kind_shown(value: Any) -> str:
 
 
 def make_row(question: str, steps: Iterable[str], answer: str, group: str = "") -> ParsedRow:
-    """Strip the parts, drop steps that are empty or say only the answer, and refuse text that only later stages write."""
+    """Strip the parts, drop steps that are empty or only say the answer, and refuse text that later stages write."""
     answer = _MARK_BEFORE_ANSWER.sub("", answer.strip())
     # A line of the solution that only says the answer, as GSM8K and MetaMath write it, is no step.
     stripped = ["" if _says_only(answer, step.strip()) else step.strip() for step in steps]
