@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 
 from coconut.config.field_map import Fields
+from coconut.config.maps import check_fields
 from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import MARKERS, Example
 from coconut.data.sources import read_split
@@ -117,6 +119,118 @@ def test_a_table_in_a_table_and_numbers_of_parquet_are_read(tmp_path):
     assert (reading.examples, reading.malformed) == ([Example("x", [], "1.5")], {"wrong type": 1})
     with pytest.raises(ValueError, match=r"x\.parquet: row 1: a\.text\.0 is nan, wanted text"):
         read(tmp_path / "x.parquet", fields=fields)
+
+
+INSIDE = [{"q": "x", "a": "007"}, {"q": "y", "a": 2.0}]
+OBJECTS = {
+    "a key": ({"version": 1, "examples": INSIDE}, "examples"),
+    "a path": ({"data": {"train": INSIDE, "n": 2}}, "data.train"),
+    "by id": ({"one": INSIDE[0], "7": INSIDE[1]}, "*"),
+    "by id below a key": ({"data": {"1": INSIDE[0], "2": INSIDE[1]}, "n": 2}, "data"),
+    "pandas' columns": ({"q": {"0": "x", "1": "y"}, "a": {"0": "007", "1": 2.0}}, "*"),
+    "pandas' lists": ({"q": ["x", "y"], "a": ["007", 2.0]}, "*"),
+    "pandas' split": ({"columns": ["q", "a"], "index": [0, 1], "data": [["x", "007"], ["y", 2.0]]}, "*"),
+    "pandas' table": ({"schema": {"n": 1}, "data": INSIDE}, "data"),
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("form", OBJECTS)
+def test_rows_inside_one_json_object_are_named_by_a_key(tmp_path, form, indent):
+    content, records = OBJECTS[form]
+    (tmp_path / "x.json").write_text(json.dumps(content, indent=indent))
+    reading = read(tmp_path / "x.json", fields=QA, records=records)
+    assert [(e.question, e.answer) for e in reading.examples] == [("x", "007"), ("y", "2.0")]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_that_holds_rows_is_refused_with_the_key_that_reads_them(tmp_path, indent):
+    (tmp_path / "x.json").write_text(json.dumps({"version": 1, "examples": INSIDE}, indent=indent))
+    with pytest.raises(
+        ValueError, match="if it holds the rows, name them beside format: fields with records: examples"
+    ):
+        read(tmp_path / "x.json", fields=QA)
+
+
+@pytest.mark.parametrize(
+    ("content", "records", "message"),
+    [
+        ({"a": [], "b": 1}, "c", r"x\.json: records: c: no c in the file, which has 'a, b'"),
+        ({"a": {"b": 1}}, "a.c", r"records: a\.c: no c in a, which has 'b'"),
+        ({"a": 5}, "a", "records: a: found a number, wanted a list of objects, objects by id, or columns"),
+        ({"a": {"q": ["x"], "n": 1}}, "a", "records: a: found a mapping, wanted a list of objects"),
+        ([1], "a", r"found a list, wanted a JSON object, as records: a says"),
+    ],
+)
+def test_a_key_that_leads_to_no_rows_is_named(tmp_path, content, records, message):
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "x.json", fields=QA, records=records)
+
+
+@pytest.mark.parametrize("content", ["x,007\ny,2.0\n", 'x;007\n"y";2.0\n', '[["x", "007"], ["y", "2.0"]]'])
+def test_columns_may_be_named_where_the_first_line_is_a_row(tmp_path, content):
+    (tmp_path / "x").write_text(content)
+    reading = read(tmp_path / "x", fields=QA, columns=("q", "a"))
+    assert [(e.question, e.answer) for e in reading.examples] == [("x", "007"), ("y", "2.0")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Source("canonical", file="x", records="a"), Source("fields", hub="a/b", hub_split="c", fields=QA, columns=("q",))],
+)
+def test_a_key_that_no_reader_would_obey_is_refused(source):
+    with pytest.raises(ValueError, match=r"data\.train\.(records|columns): only beside file, and a format that names"):
+        check_fields(source, "data.train")
+
+
+def as_arrow(new_writer):
+    def write(table):
+        sink = pa.BufferOutputStream()
+        with new_writer(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue().to_pybytes()
+
+    return write
+
+
+def as_feather(table):
+    sink = io.BytesIO()
+    feather.write_feather(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "write", [as_arrow(pa.ipc.new_file), as_arrow(pa.ipc.new_stream), as_feather], ids=["file", "stream", "feather"]
+)
+def test_arrow_and_feather_are_read_like_parquet(tmp_path, write):
+    table = pa.table({"q": ["x", "y"], "a": pa.array([0.1, 2.5], pa.float32())})
+    (tmp_path / "x").write_bytes(write(table))
+    assert [e.answer for e in read(tmp_path / "x", fields=QA).examples] == ["0.1", "2.5"]
+    (tmp_path / "x").write_bytes(write(table)[:90])
+    with pytest.raises(ValueError, match=r"x: found an Arrow table that cannot be read: .*restore it"):
+        read(tmp_path / "x", fields=QA)
+
+
+@pytest.mark.slow
+def test_what_datasets_saves_to_disk_is_read_as_a_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"q": f"x{number}", "a": number / 10} for number in range(7)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "mine", num_shards=3)
+    assert [e.question for e in read(tmp_path / "mine", fields=QA).examples] == [row["q"] for row in rows]
+
+
+def test_several_files_make_one_split_in_the_order_of_their_names(tmp_path):
+    for number in (2, 0, 1):
+        (tmp_path / f"train-{number}.csv").write_text(f"q,a\nx{number},{number}\n")
+    (tmp_path / "test-0.csv").write_text("q,a\nother,1\n")
+    reading = read(tmp_path / "train-*.csv", fields=QA, start=1)
+    assert [e.question for e in reading.examples] == ["x1", "x2"]
+    (tmp_path / "train-1.csv").write_text("q,a\n")
+    with pytest.raises(ValueError, match=r"train-1\.csv: no row in it"):
+        read(tmp_path / "train-*.csv", fields=QA)
+    with pytest.raises(ValueError, match=r"valid-\*\.csv: no such file, wanted .* or a pattern"):
+        read(tmp_path / "valid-*.csv", fields=QA)
 
 
 SHORTEST = {

@@ -232,6 +232,9 @@ def check_fields(source: Source, path: str) -> None:
     Raises:
         ValueError: naming the key, what was found and what was wanted.
     """
+    for key in ("records", "columns"):
+        if getattr(source, key) is not None and (source.file is None or not maps_of(source)):
+            raise ValueError(f"{path}.{key}: only beside file, and a format that names fields; take it out")
     if source.format != "fields" and source.format not in PRESETS:
         if source.fields is not None:
             raise ValueError(

@@ -108,7 +108,11 @@ class Source:
 
     format: Format
     file: str | None = None
-    """A path relative to `data.raw_dir`."""
+    """A path relative to `data.raw_dir`, or a pattern of several such as `train-*.parquet`, read in order of name."""
+    records: str | None = None
+    """The path to the rows inside of one JSON object; `*` for the object itself."""
+    columns: tuple[str, ...] | None = None
+    """The names of the columns of a table whose first line does not name them."""
     hub: str | None = None
     """The id of a data set on the hub, read through `datasets`."""
     hub_config: str | None = None

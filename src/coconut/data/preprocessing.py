@@ -18,7 +18,7 @@ from coconut.config.schema import DataConfig, Generator, Source
 from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
 from coconut.data.generators import check_size, generate, graphs
-from coconut.data.sources import Reading, read_split
+from coconut.data.sources import Reading, find_files, read_split
 from coconut.files import check_free_space
 from coconut.layout import FURTHER_TESTS
 
@@ -74,7 +74,8 @@ def _with_tests_in_one(statistics: Mapping[str, _Statistics]) -> _Statistics:
 def _num_bytes(data: DataConfig) -> int:
     """Estimate the size of the examples on disk: the size of whole files, and some bytes for each other row."""
     sources = list(data.splits.values())
-    files = {Path(data.raw_dir, source.file) for source in sources if source.file is not None and source.rows is None}
+    whole = [source.file for source in sources if source.file is not None and source.rows is None]
+    files = {path for file in whole for path in find_files(Path(data.raw_dir, file))}
     num_rows = sum(source.rows or 0 for source in sources)
     return sum(path.stat().st_size for path in files if path.is_file()) + _BYTES_PER_ROW * num_rows
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coconut.config.messages import kind_of, shown
+from coconut.config.messages import key_shown, kind_of, shown
 from coconut.data.documents import RepeatedKey, parse_json
 
 
@@ -37,11 +37,66 @@ def read_records(text: str, path: Path, key: str | None = "question") -> list[Ro
         if isinstance(whole, dict) and ("\n" in text.strip() or (key is not None and key not in whole)):
             raise ValueError(
                 f"{path}: found a JSON object, wanted a list of them, or JSON Lines with one a line;"
-                " put [ ] around a single record"
+                f" {say_records(whole)}put [ ] around a single record"
             )
         return _json_lines(text, path)
     records = _document(text, path)
     return [Row(f"{path}: record {number}", record) for number, record in enumerate(records, start=1)]
+
+
+def say_records(whole: dict[str, Any]) -> str:
+    """Say how the rows inside of an object are named, if there are any."""
+    inside = [key for key, value in whole.items() if isinstance(value, list | dict) and _by_name(value)]
+    key = '"*"' if _by_name(whole) else key_shown(inside[0]) if inside else None
+    return "" if key is None else f"if it holds the rows, name them beside format: fields with records: {key}; "
+
+
+def read_records_inside(text: str, path: Path, records: str) -> list[Row]:
+    """Read the rows that stand in one JSON object: a list, objects by id, or columns as pandas writes them.
+
+    Args:
+        records: the path to them; `*` for the whole object.
+
+    Raises:
+        ValueError: The file is no object, or what is there is none of these.
+    """
+    document = _document(text, path)
+    value, walked = document, "the file"
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: found {kind_of(document)}, wanted a JSON object, as records: {records} says")
+    for key in [] if records == "*" else records.split("."):
+        if not isinstance(value, dict) or key not in value:
+            names = ", ".join(map(key_shown, value)) if isinstance(value, dict) else kind_of(value)
+            raise ValueError(f"{path}: records: {records}: no {key_shown(key)} in {walked}, which has {shown(names)}")
+        value, walked = value[key], key
+    found = _by_name(value)
+    if not found:
+        raise ValueError(
+            f"{path}: records: {records}: found {kind_of(value)}, wanted a list of objects, objects by id, or columns"
+            " of equal length"
+        )
+    return [Row(f"{path}: record {name}", content) for name, content in found]
+
+
+def _by_name(value: Any) -> list[tuple[Any, Any]]:
+    """Return the rows of a value with their numbers or ids; none where it holds no rows."""
+    if isinstance(value, list):
+        return list(enumerate(value, start=1))
+    if not isinstance(value, dict) or isinstance(value, RepeatedKey):
+        return []
+    if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
+        fit = all(isinstance(row, list) and len(row) == len(value["columns"]) for row in value["data"])
+        rows = [dict(zip(map(str, value["columns"]), row, strict=True)) for row in value["data"] if fit]
+        return list(enumerate(rows, start=1))
+    columns = [*value.values()]
+    if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        rows = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+        return list(enumerate(rows, start=1))
+    if not all(isinstance(column, dict) for column in columns):
+        return []
+    if all(column.keys() == columns[0].keys() and all(map(str.isdecimal, column)) for column in columns):
+        return [(name, {key: column[name] for key, column in value.items()}) for name in columns[0]]
+    return list(value.items())
 
 
 def _json_lines(text: str, path: Path) -> list[Row]:

@@ -22,7 +22,7 @@ from coconut.data.examples import Example
 from coconut.data.fields import FieldReader, choose_reader, describe_values
 from coconut.data.formats import PARSERS, Parser
 from coconut.data.records import RowError
-from coconut.data.rows import Row, parse_or_none, read_lines, read_named_records, read_records
+from coconut.data.rows import Row, parse_or_none, read_lines, read_named_records, read_records, say_records
 from coconut.data.tables import as_written, read_table
 
 MAX_WARNINGS = 5
@@ -77,8 +77,11 @@ def _choose_reader(maps: Sequence[Fields], rows: list[Row], source: Source, key:
     try:
         return choose_reader(maps, [row.content for row in rows])
     except ValueError as error:
+        only = rows[0].content if len(rows) == 1 and source.file is not None else None
+        hint = say_records(only) if isinstance(only, dict) else ""
         raise ValueError(
-            f"{source.file or source.hub}: {key}.fields.{error}; correct the map, or {key}.format ({source.format})"
+            f"{source.file or source.hub}: {key}.fields.{error}; {hint}correct the map, or {key}.format"
+            f" ({source.format})"
         ) from None
 
 
@@ -137,15 +140,25 @@ def _parse_rows(rows: list[Row], parse: Parser, *, skip_bad_rows: bool) -> Readi
 
 def _file_rows(source: Source, key: str, raw_dir: str) -> list[Row]:
     assert source.file is not None, "the config requires a file or a hub set"
-    path = Path(raw_dir) / source.file
-    content = _read_bytes(path, key)
-    if source.format not in PARSERS:
-        rows = read_table(content, path)
-    else:
-        rows = _published_rows(decode_text(content, path), path, source.format)
-    if not rows:
-        raise ValueError(f"{path}: no row in it, wanted at least one; restore the file")
-    return rows
+    found: list[Row] = []
+    for path in find_files(Path(raw_dir) / source.file):
+        content = _read_bytes(path, key)
+        if source.format not in PARSERS:
+            rows = read_table(content, path, records=source.records, columns=source.columns)
+        else:
+            rows = _published_rows(decode_text(content, path), path, source.format)
+        if not rows:
+            raise ValueError(f"{path}: no row in it, wanted at least one; restore the file")
+        found += rows
+    return found
+
+
+def find_files(path: Path) -> list[Path]:
+    """Return the files that a name, a pattern or a folder of `datasets` stands for, in order of name."""
+    if (path / "state.json").is_file():
+        return sorted(path.glob("*.arrow")) or [path]
+    is_pattern = not path.exists() and any(sign in path.name for sign in "*?[")
+    return sorted(one for one in path.parent.glob(path.name) if one.is_file()) or [path] if is_pattern else [path]
 
 
 def _published_rows(text: str, path: Path, file_format: str) -> list[Row]:
@@ -161,7 +174,7 @@ def _read_bytes(path: Path, key: str) -> bytes:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(
-            f"{path}: {found}, wanted the file of {key}.file below data.raw_dir;"
+            f"{path}: {found}, wanted the file of {key}.file below data.raw_dir, or a pattern such as train-*.parquet;"
             f" data/raw/README.md says where the sets are published{suggest(path.name, _names_beside(path))}"
         )
     return path.read_bytes()

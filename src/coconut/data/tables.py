@@ -11,31 +11,48 @@ import lzma
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coconut.config.messages import shown
 from coconut.data.documents import decode_text
-from coconut.data.rows import Row, read_records
+from coconut.data.rows import Row, read_records, read_records_inside
 
 _SEPARATORS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons"}
-_PARQUET = b"PAR1"
+_ARROW = {b"PAR1": "a Parquet", b"ARROW1": "an Arrow", b"\xff\xff\xff\xff": "an Arrow", b"FEA1": "a Feather"}
+"""Kinds of tables by their first bytes; those of an Arrow stream have no name of their own."""
 
 
-def read_table(content: bytes, path: Path) -> list[Row]:
-    """Read the rows of a file by its content: JSON, JSON Lines, CSV, TSV or Parquet, compressed or not.
+def read_table(
+    content: bytes, path: Path, *, records: str | None = None, columns: Sequence[str] | None = None
+) -> list[Row]:
+    """Read the rows of a file by its content: JSON, JSON Lines, CSV, TSV, Parquet or Arrow, compressed or not.
+
+    Args:
+        records: the path to the rows in a file that is one JSON object.
+        columns: the names of the columns, where the first line does not name them.
 
     Raises:
         ValueError: The file is damaged, or of another kind; the message names it.
     """
     content = unpack(content, path)
-    if content.startswith(_PARQUET):
-        return _parquet_rows(content, path)
+    kind = next((kind for signature, kind in _ARROW.items() if content.startswith(signature)), None)
+    if kind is not None and records is None and columns is None:
+        return _arrow_rows(content, path, kind)
+    if kind is not None:
+        key = "records" if columns is None else "columns"
+        raise ValueError(f"{path}: found {kind} table, which names its columns, beside {key}; take {key} out")
     text = decode_text(content, path)
+    if records is not None:
+        return _named(read_records_inside(text, path, records), columns)
     if text.lstrip()[:1] in ("[", "{"):
-        return read_records(text, path, key=None)
-    return _cell_rows(text, path)
+        return _named(read_records(text, path, key=None), columns)
+    return _cell_rows(text, path, columns)
+
+
+def _named(rows: list[Row], columns: Sequence[str] | None) -> list[Row]:
+    return [Row(place, _as_record(columns, row) if columns and isinstance(row, list) else row) for place, row in rows]
 
 
 # --- compressed files -----------------------------------------------------------------------
@@ -76,8 +93,8 @@ _COMPRESSED: Mapping[bytes, Callable[[bytes], bytes]] = {
 # --- cells ----------------------------------------------------------------------------------
 
 
-def _cell_rows(text: str, path: Path) -> list[Row]:
-    """Read a table whose first line names the columns; cells are text.
+def _cell_rows(text: str, path: Path, columns: Sequence[str] | None) -> list[Row]:
+    """Read a table whose first line names the columns, where they are not named already; cells are text.
 
     Quotes are those of spreadsheets, but in a file named .tsv, which has none, a quotation mark is text.
     """
@@ -90,7 +107,7 @@ def _cell_rows(text: str, path: Path) -> list[Row]:
         quoting=csv.QUOTE_NONE if _is_tsv(path) else csv.QUOTE_MINIMAL,
     )
     rows: list[Row] = []
-    names: list[str] = []
+    names = list(columns or [])
     start = 1
     try:
         for cells in reader:
@@ -109,7 +126,7 @@ def _cell_rows(text: str, path: Path) -> list[Row]:
     return rows
 
 
-def _as_record(names: list[str], cells: list[str]) -> Any:
+def _as_record(names: Sequence[str], cells: list[Any]) -> Any:
     """Return an object, or the bare cells of a row that does not fit the columns, which the parser refuses."""
     return dict(zip(names, cells, strict=True)) if len(names) == len(cells) else cells
 
@@ -131,23 +148,33 @@ def _column_names(cells: list[str], path: Path, kind: str) -> list[str]:
     return names
 
 
-# --- Parquet --------------------------------------------------------------------------------
+# --- Parquet and Arrow ----------------------------------------------------------------------
 
 
-def _parquet_rows(content: bytes, path: Path) -> list[Row]:
+def _arrow_rows(content: bytes, path: Path, kind: str) -> list[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = _read_arrow(pa.BufferReader(content), content)
         if len(set(table.column_names)) < table.num_columns:
             raise ValueError(f"a column stands twice among {shown(', '.join(table.column_names))}")
         records = table.to_pylist(maps_as_pydicts="strict")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: found a Parquet table that cannot be read: {reason}; restore it") from None
-    kind = pa.struct(table.schema)
-    return [Row(f"{path}: row {number}", as_written(record, kind)) for number, record in enumerate(records)]
+        raise ValueError(f"{path}: found {kind} table that cannot be read: {reason}; restore it") from None
+    type_of_row = pa.struct(table.schema)
+    return [Row(f"{path}: row {number}", as_written(record, type_of_row)) for number, record in enumerate(records)]
+
+
+def _read_arrow(source: Any, content: bytes) -> Any:
+    import pyarrow as pa
+    from pyarrow import feather, parquet
+
+    if content.startswith(b"PAR1"):
+        return parquet.read_table(source)
+    if content.startswith(b"FEA1"):
+        return feather.read_table(source)
+    return (pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream)(source).read_all()
 
 
 def as_written(value: Any, kind: Any) -> Any:

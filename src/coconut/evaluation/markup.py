@@ -89,7 +89,7 @@ def _plain_typography(text: str) -> str:
 
 
 def _without_stop(text: str) -> str:
-    return (text[:-1].rstrip() if text.endswith((".", "!", ",", ";")) else text) or text
+    return (text[:-1].rstrip() if text.endswith((".", "!", ",", ";", "।", "。", "\u06d4", "።")) else text) or text
 
 
 def _unwrapped(text: str) -> str:
