@@ -145,6 +145,15 @@ def test_a_night_of_two_jobs_retries_and_sums_up_in_the_order_of_the_tree(root, 
     assert outputs(root) == straight
 
 
+@pytest.mark.slow
+def test_outputs_on_another_disk_are_refused_with_the_cure(root, tmp_path):
+    (root / "outputs").symlink_to(tmp_path)
+    done = standin.run(root, "coconut", "repro")
+    assert done.returncode == 255, done.stdout
+    assert "a folder above it is a link to elsewhere, and DVC works on no output there: let the whole" in done.stdout
+    assert "Having any troubles?" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("runtime", "variables", "gpus"),
     [

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -282,6 +283,16 @@ def test_an_output_folder_that_cannot_be_written_is_named(data, out):
     with pytest.raises(OSError, match=r"examples: cannot be written: .*make the folder writable"):
         run(data, out)
     assert not (out / "preprocess.json").exists()
+
+
+def test_a_limit_on_the_size_of_files_is_named_with_its_cure(data, out):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written: File too large; the limit .*ulimit -f unlimited"):
+            run(replace(data, train=generated(2_000)), out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_real_sets_of_the_issue_give_train_without_the_aug_questions(data, out):

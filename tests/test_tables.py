@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import feather
 
 from coconut.config.field_map import Fields
-from coconut.config.maps import check_fields
+from coconut.config.rules import check_fields
 from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import MARKERS, Example
 from coconut.data.sources import read_split

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,8 @@ _CURES = {
     for number in numbers
 }  # fmt: skip
 """What to do about an error of the system, by its number."""
+_ORDINARY = (*_NO_ROOM, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 # --- errors of the system ---
@@ -52,6 +55,26 @@ def explain(error: BaseException) -> str:
     place = "" if error.filename is None else f"{error.filename}: "
     cure = _CURES.get(error.errno)
     return f"{place}{error.strerror}" + (f"; {cure}" if cure else "")
+
+
+def cure_of(error: BaseException | None, otherwise: str) -> str:
+    """Say what to do about an error of the system, or about the one that caused it.
+
+    Args:
+        otherwise: of a full disk, of permissions, of what stands in the way, and of what is unknown.
+
+    >>> cure_of(OSError(errno.EROFS, "Read-only file system"), "ask")
+    'its disk is mounted read-only: mount it writable, or work in a folder on another disk'
+    >>> cure_of(ValueError("os error 27"), "ask")[:51], cure_of(ValueError(), "ask")
+    ('the limit on the size of a file is too low: raise i', 'ask')
+    """
+    while error is not None:
+        named = _OS_ERROR.search(str(error))  # As the writers of weights say it.
+        number = getattr(error, "errno", None) or (named and int(named[1]))
+        if number in _CURES and number not in _ORDINARY:
+            return _CURES[number]
+        error = error.__cause__
+    return otherwise
 
 
 def can_pass(error: BaseException | None) -> bool:

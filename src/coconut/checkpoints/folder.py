@@ -14,6 +14,7 @@ from coconut.checkpoints.meta import META_FILE, CheckpointMeta, read_meta
 from coconut.checkpoints.tensors import RESTORE
 from coconut.checkpoints.weights import load_model, quiet_transformers
 from coconut.data.tokenizer import load_tokenizer
+from coconut.files import cure_of
 
 
 def load_checkpoint(
@@ -64,9 +65,8 @@ def save_checkpoint(
             shutil.rmtree(folder)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"{folder}: cannot be written ({error}); free disk space or fix the permissions of {folder.parent}"
-        ) from error
+        cure = cure_of(error, f"free disk space or fix the permissions of {folder.parent}")
+        raise OSError(f"{folder}: cannot be written ({error}); {cure}") from error
 
 
 # --- files ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from coconut.data.layouts import Layout, common_layouts
 from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import longest_prompt, longest_view
 from coconut.data.writer import ROW_SCHEMA, SplitWriter
-from coconut.files import check_free_space, writing
+from coconut.files import check_free_space, cure_of, writing
 from coconut.layout import FURTHER_TESTS, find_test_sets
 
 BATCH_ROWS = 1000
@@ -107,9 +107,8 @@ def _prepare(output_dir: Path) -> None:
         for path in output_dir.rglob("*.arrow"):
             path.unlink()
     except OSError as error:
-        raise OSError(
-            f"{output_dir}: cannot be written ({error}); correct the permissions of {output_dir.parent}"
-        ) from None
+        cure = cure_of(error, f"correct the permissions of {output_dir.parent}")
+        raise OSError(f"{output_dir}: cannot be written ({error}); {cure}") from None
 
 
 def _num_positions(checkpoint_dir: Path) -> int | None:

@@ -3,6 +3,7 @@
 Train shares no question with valid or a test set, nor valid with a test set. Test sets stay as they are published.
 """
 
+import errno
 import itertools
 import json
 from collections import Counter
@@ -19,7 +20,7 @@ from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
 from coconut.data.generators import check_size, generate, graphs
 from coconut.data.sources import Reading, find_files, read_split
-from coconut.files import check_free_space
+from coconut.files import check_free_space, cure_of, system_error
 from coconut.layout import FURTHER_TESTS
 
 _BYTES_PER_ROW = 64
@@ -218,10 +219,9 @@ def _write(examples: Mapping[str, list[Example]], metrics: _Statistics, examples
         for path in set((examples_dir / FURTHER_TESTS).glob("*.jsonl")) - set(paths.values()):
             path.unlink()
     except OSError as error:
-        raise OSError(
-            f"{error.filename or examples_dir}: cannot be written: {error.strerror or error};"
-            " make the folder writable, or free space on its disk"
-        ) from None
+        cure = cure_of(error, "make the folder writable, or free space on its disk")
+        message = f"{error.filename or examples_dir}: cannot be written: {error.strerror or error}; {cure}"
+        raise system_error(error.errno or errno.EIO, message) from None
 
 
 def _unfinished(path: Path) -> Path:

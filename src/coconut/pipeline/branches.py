@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut.pipeline.dvc_file import read_pipeline
-from coconut.pipeline.repro_log import Outcome, ReproLog
+from coconut.pipeline.repro_log import Outcome, ReproLog, in_our_words
 from coconut.pipeline.schedule import Schedule
 from coconut.pipeline.signals import die_with_parent
 from coconut.pipeline.status import stage_rows, with_ancestors
@@ -121,7 +121,8 @@ class Branches:
             return None
         if line is None:
             return self._end(child, schedule)
-        self.hear(line)
+        if (said := in_our_words(line)) or not line:
+            self.hear(said)
         if child.log.read(line):
             self.on_stage()
         if schedule is not None:

@@ -20,7 +20,7 @@ from coconut.pipeline.dvc_lock import describe_holder, repair
 from coconut.pipeline.journal import Journal
 from coconut.pipeline.record import keep_copy_or_say
 from coconut.pipeline.repro import gpus_of
-from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit
+from coconut.pipeline.repro_log import Outcome, ReproLog, describe_exit, in_our_words
 from coconut.pipeline.resume import resume_dir
 from coconut.pipeline.signals import GRACE_S, die_with_parent
 from coconut.pipeline.states import last_update
@@ -183,7 +183,8 @@ class Night:
         def hear(line: str) -> None:
             if "you can manually remove" in line and (holder := describe_holder(self.root)):
                 line = f"({holder}: its lock must stay, and the night waits for it)"
-            self.journal.write(line)
+            if (said := in_our_words(line)) or not line:
+                self.journal.write(said)
             if log.read(line):
                 self._keep_copy()
 

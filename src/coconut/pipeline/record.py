@@ -70,7 +70,7 @@ def is_whole(content: bytes) -> bool:
 
     One with the marks of a merge counts as whole: what it should hold only its owner can say.
     """
-    if _find_merge(content) is not None:
+    if b"<<<<<<<" in content or _find_merge(content) is not None:
         return True
     try:
         stages = parse_yaml(content, "dvc.lock")["stages"].values()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from coconut.files import explain
 from coconut.pipeline.events import Run, last_run
 
 _LINE = re.compile(
@@ -22,6 +23,11 @@ _LINE = re.compile(
     r"|ERROR: failed to reproduce(?: stages:)? (?P<blamed>.*)"
     r"|WARNING: (?P<warning>.*)"
     r"|ERROR: (?P<error>.*)"
+)
+_SYSTEM_ERROR = re.compile(r"(?:unexpected error - )?\[Errno (\d+)\] ([^:]*)(?:: '([^']*)')?")
+_LINKED = (
+    "; a folder above it is a link to elsewhere, and DVC works on no output there: let the whole project lie on the"
+    " other disk, or only DVC's cache (`dvc cache dir --local FOLDER`)"
 )
 _QUOTED = re.compile(r"'([^']+)'")
 _CAN_PASS = re.compile(
@@ -79,6 +85,7 @@ class ReproLog:
 
     def read(self, line: str) -> bool:
         """Take in one line of output; say whether it is the start of a stage, where `dvc.lock` is at rest."""
+        line = in_our_words(line)
         match = _LINE.fullmatch(line)
         kind = match.lastgroup if match else None
         text = match[kind] if match and kind else line.strip()
@@ -192,6 +199,23 @@ class ReproLog:
             outcome.seconds = time.monotonic() - self._started
             self.outcomes[self._running] = outcome
             self._running = None
+
+
+def in_our_words(line: str) -> str:
+    """Add the cure to what DVC complains of, and drop its invitation to its chat.
+
+    >>> in_our_words("ERROR: unexpected error - [Errno 30] Read-only file system: '/x/.dvc/tmp/lock'")
+    'ERROR: /x/.dvc/tmp/lock: Read-only file system; its disk is mounted read-only: mount it writable, or work in a folder on another disk'
+    >>> in_our_words("Having any troubles? Hit us up at https://dvc.org/support"), in_our_words("epoch 1")
+    ('', 'epoch 1')
+    """  # noqa: E501
+    if line.startswith("Having any troubles?"):
+        return ""
+    if not line.startswith("ERROR: "):
+        return line
+    if match := _SYSTEM_ERROR.search(line):
+        line = line[: match.start()] + explain(OSError(int(match[1]), match[2], match[3])) + line[match.end() :]
+    return line + (_LINKED if "is outside of git repository" in line else "")
 
 
 def describe_exit(exit_code: int) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from coconut.files import amount, explain, flush, remove, replace_file, size_of, system_error, wait_for_lock
+from coconut.files import amount, cure_of, explain, flush, remove, replace_file, size_of, system_error, wait_for_lock
 from coconut.pipeline.pacing import Pacing
 from coconut.pipeline.room import is_room_file
 from coconut.pipeline.signals import GRACE_S
@@ -210,7 +210,9 @@ class ResumeStore:
         intact = "no state was saved before" if self._good is None else f"the last good state, {self._good}, is intact"
         free = amount(shutil.disk_usage(self.folder).free)
         what = f"the resume state could not be saved ({error.strerror or error}; {free} free): {intact}"
-        return OSError(error.errno or errno.EIO, f"{what}, and training continues from there", str(self.folder))
+        cure = cure_of(error, "")
+        what = f"{what}, and training continues from there" + (f"; {cure}" if cure else "")
+        return OSError(error.errno or errno.EIO, what, str(self.folder))
 
 
 def resume_dir(root: Path | None = None) -> Path:

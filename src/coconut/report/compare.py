@@ -17,6 +17,7 @@ from coconut.config.params import parse_params
 from coconut.config.schema import BASE
 from coconut.config.strict import parse_yaml
 from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
+from coconut.pipeline.repro_log import in_our_words
 from coconut.pipeline.status import judge_revision
 from coconut.report.provenance import judge
 from coconut.report.reading import ReadText
@@ -223,7 +224,8 @@ def list_experiments() -> list[str]:
     command = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        raise ValueError(f"`dvc exp list` failed: {answer.stderr.strip()}; run it in the repository's top folder")
+        said = " ".join(filter(None, map(in_our_words, answer.stderr.split("\n")))).removeprefix("ERROR: ")
+        raise ValueError(f"`dvc exp list` failed: {said}; run it in the repository's top folder")
     return answer.stdout.split()
 
 

@@ -11,7 +11,7 @@ from coconut.checkpoints.feedback import save_thought
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.checkpoints.meta import CheckpointMeta, Prompt
 from coconut.checkpoints.tensors import save_tensors
-from coconut.files import check_free_space, replace_file
+from coconut.files import check_free_space, cure_of, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
 from coconut.parts import give_parts
@@ -41,7 +41,8 @@ def check_outputs(trainer: Trainer, num_bytes_of_states: int) -> int:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise OSError(f"{output_dir}: cannot be written ({error}), wanted a folder of yours; {_CURE}") from error
+        cure = cure_of(error, _CURE)
+        raise OSError(f"{output_dir}: cannot be written ({error}), wanted a folder of yours; {cure}") from error
     weights = trainer.learner.parameters.values()
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in weights)
     # Weights and two moments, and the best epoch's; two states lie on the disk, and a third while it is written.
@@ -109,7 +110,8 @@ def write_outputs(
         replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions, peaks_mb), indent=2) + "\n")
     except OSError as error:
         raise OSError(
-            f"{output_dir}: cannot be written ({error}); the finished training is kept in {resume_dir()}: {_CURE}"
+            f"{output_dir}: cannot be written ({error}); the finished training is kept in {resume_dir()}:"
+            f" {cure_of(error, _CURE)}"
         ) from error
 
 
