@@ -189,16 +189,8 @@ def test_a_step_that_the_decoder_has_no_room_for_is_named(tmp_path: Path) -> Non
     [
         ({"explain_wieght": 1.0}, "latent_1.explain_wieght: unknown key; .* did you mean explain_weight"),
         ({"explain_weight": -1}, "latent_1.explain_weight: found -1.0, wanted at least 0"),
-        (
-            {"explain_model": "models/tny"},
-            "explain_model: found 'models/tny', wanted same, or a folder that holds a con",
-        ),
         ({"c_thought": 0}, "c_thought: found 0, wanted at least 1"),
         ({"c_thought": 2, "num_thoughts": 5}, "num_thoughts: found 5, wanted a multiple of c_thought, which is 2"),
-        (
-            {"method": "sim_codi", "latent_stage": 0, "explain_model": "here"},
-            "explain_model: found 'here', wanted same",
-        ),
         ({"method": "coconut", "explain_weight": 1}, "only for method sim_codi or sim_cot, found method coconut"),
     ],
 )
@@ -207,6 +199,16 @@ def test_keys_that_cannot_be_meant_are_refused(changes: dict[str, Any], message:
     tree["curriculum"]["latent_1"] |= {"method": "sim_cot"} | changes
     with pytest.raises(ValueError, match=message):
         parse_params(tree)
+
+
+@pytest.mark.parametrize("name", ["sim_cot", "sim_codi"])
+def test_a_decoder_that_no_folder_holds_is_refused_before_anything_trains(name: str, small: str) -> None:
+    make_method(name, 0, LATENT, explain_model=small).check_model(2)
+    make_method(name, 0, LATENT).check_model(2)
+    with pytest.raises(
+        ValueError, match="explain_model: found 'models/tny', wanted same, or a folder that holds a con"
+    ):
+        make_method(name, 0, LATENT, explain_model="models/tny").check_model(2)
 
 
 @pytest.mark.slow

@@ -9,18 +9,19 @@ the mean over the step's tokens and <eos>; the mean over the rows of the update.
 
 Thought j stands for step j of those that the teacher shows, and the last thought for all that are left.
 
-Source: Wei et al. 2025 (arXiv:2509.20317), and the authors' code, from which this differs in three points. They let
-the decoder read one vector more, which comes after the last thought and is never fed. Steps come from the examples.
-Their mean of a thought is over the tokens of a micro-batch, in which all rows lose what is longer than the step of the
-first; here each row has a mean of its own. With one row in the update, and no more steps than thoughts, the decoder's
-loss is theirs.
+Source: Wei et al. 2025 (arXiv:2509.20317), and the authors' code, from which this differs in three points:
+
+* Their decoder reads one vector more, which comes after the last thought and is never fed.
+* Steps come from the examples, each with its line's end; theirs are found by token ids.
+* Each row has a mean of its own; theirs is over the tokens of a micro-batch, in which every row loses what is longer
+  than the first row's step.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from coconut.config.schema import Entry, NonNegative
+from coconut.config.schema import NonNegative
 from coconut.config.strict import Word
 from coconut.data.encoding import EncodedExample
 from coconut.data.views import View
@@ -52,8 +53,8 @@ class SimCodi(Codi):
     released: ClassVar[Mapping[str, Released]] = {}
     reads_thoughts = ("student",)
 
-    def check(self, entry: Entry) -> None:
-        super().check(entry)
+    def check_model(self, num_layers: int) -> None:
+        super().check_model(num_layers)
         check_decoder(self.keys.explain_model)
 
     def build_modules(self, model: "PreTrainedModel", seed: int) -> "nn.Module":

@@ -17,11 +17,15 @@ Group j stands for step j, and the last group for all steps that are left. Only 
 targets: at stage k the first k, at later stages all of them. With `num_thoughts`, groups stand for the same steps from
 the first stage on, and those whose step is still in words have no target.
 
-Source: Wei et al. 2025 (arXiv:2509.20317), and the authors' code, from which this differs in four points. Steps come
-from the examples, and with them the line's end of each, where theirs are found by the token ids of `<<` and `>>`. A
-group without a step has no target and does not count in the mean, where theirs is taught to say the answer. The mean
-is over the rows of the update, where theirs is over those of the micro-batch. With `num_thoughts` their targets are
-the steps in words, too. Where every group has a step and there is one micro-batch, loss and gradients are theirs.
+Source: Wei et al. 2025 (arXiv:2509.20317), and the authors' code, from which this differs in five points:
+
+* Steps come from the examples, each with its line's end; theirs are found by the token ids of `<<` and `>>`.
+* A group without a step has no target and does not count in the mean; theirs is taught to say the answer.
+* The mean is over the rows of the update; theirs is over those of the micro-batch.
+* With `num_thoughts`, their targets are the steps in words, too.
+* Each entry begins with a new decoder; theirs goes on from stage to stage.
+
+Where every group has a step and an update is one micro-batch, loss and gradients are theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +68,6 @@ class SimCot(Coconut):
     reads_thoughts = ("row",)
 
     def check(self, entry: Entry) -> None:
-        check_decoder(self.keys.explain_model)
         num_thoughts, size = self.keys.num_thoughts, entry.latent.c_thought
         if size == 0:
             raise ValueError("c_thought: found 0, wanted at least 1, since a step is said from its thoughts")
@@ -73,6 +76,9 @@ class SimCot(Coconut):
                 f"num_thoughts: found {num_thoughts}, wanted a multiple of c_thought, which is {size}: each step is"
                 " said from so many thoughts"
             )
+
+    def check_model(self, num_layers: int) -> None:
+        check_decoder(self.keys.explain_model)
 
     def build_modules(self, model: "PreTrainedModel", seed: int) -> "nn.Module":
         from coconut.methods._step_decoder import StepDecoder  # Here, because params.yaml is checked without torch.
@@ -98,10 +104,9 @@ def steps_of_groups(steps_ids: Sequence[list[int]], num_groups: int, *, eos_id: 
     >>> steps_of_groups([[3], [4, 5], [6]], 2, eos_id=1), steps_of_groups([[3]], 2, eos_id=1)
     ([[3, 1], [4, 5, 6, 1]], [[3, 1]])
     """
-    if not num_groups:
-        return []
-    last_ids = list(chain.from_iterable(steps_ids[num_groups - 1 :]))
-    return [[*ids, eos_id] for ids in (*steps_ids[: num_groups - 1], last_ids) if ids]
+    if len(steps_ids) > num_groups > 0:
+        steps_ids = [*steps_ids[: num_groups - 1], list(chain.from_iterable(steps_ids[num_groups - 1 :]))]
+    return [[*ids, eos_id] for ids in steps_ids[:num_groups]]
 
 
 def check_decoder(folder: str | None) -> None:
