@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from coconut.data.collator import collate
 from coconut.data.views import View
-from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.feedback import Feedback
 from coconut.model.generation import generate
 from coconut.model.passes import PassOptions
@@ -24,7 +23,7 @@ NUM_SLOW = 2
 def compare(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
     """64 questions, 6 thoughts and 32 new tokens each, in float32 and in bf16 autocast: one batch of an evaluation."""
     model = build_gpt2(device).eval()
-    options = PassOptions(reordered=ReorderedWeights())
+    options = PassOptions()
     prompts = [_without_target(view) for view in make_views(NUM_QUESTIONS, num_latents=NUM_THOUGHTS)]
     steps = {
         "uncached, one row": lambda: [decode_without_cache(model, prompt) for prompt in prompts[:NUM_SLOW]],

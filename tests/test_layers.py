@@ -1,7 +1,6 @@
 """Weight gradients formed once are those that autograd forms pass by pass, however backward is called."""
 
 import gc
-import sys
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -10,21 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from coconut.data.collator import collate
 from coconut.data.views import IGNORED, View
-from coconut.model.fast import gates, layers, products
+from coconut.model.fast import gates, layers
 from coconut.model.fast.gates import GatedLinear
 from coconut.model.fast.layers import BatchLayers
 from coconut.model.fast.tied import Rows
 from coconut.model.feedback import Feedback
 from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
-from families import build_family
 from marks import slow_but
 from tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model
 from ways import STORE, hidden_states, with_thresholds
@@ -474,54 +471,6 @@ def test_gpt2s_activation_is_the_same_function_in_one_operation() -> None:
     assert (slopes[0] - slopes[1]).abs().max() < 1e-14
 
 
-class Operations(TorchDispatchMode):
-    """Lists what torch computes, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-@pytest.mark.parametrize("is_onednn", [True, False])
-def test_without_gradients_gpt2s_activation_is_part_of_a_product(
-    is_onednn: bool, activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the same logits, the same dropout, and for modules that somebody watches a call of their own."""
-    monkeypatch.setattr(products, "is_foreign_to_mkl", lambda: is_onednn)
-    model: PreTrainedModel = build_family("gpt2", 64, resid_pdrop=0.5, activation_function=activation)
-    input_ids, batch_layers = torch.arange(2, 14).view(2, 6), batch_layers_of(model)
-
-    def logits(*, gradients: bool) -> Tensor:
-        torch.manual_seed(1)
-        with torch.set_grad_enabled(gradients), batch_layers.active():
-            found: Tensor = model(input_ids=input_ids).logits.detach()
-        return found
-
-    for mode in (model.eval, model.train):
-        mode()
-        with Operations() as operations:
-            found = logits(gradients=False)
-        assert ("gelu" in operations.names) == (activation == "gelu_new" and not is_onednn)
-        assert (found - logits(gradients=True)).abs().max() < 1e-5 * found.abs().max()
-    feed_forward, seen = model.transformer.h[0].mlp, list[Any]()
-    for register in (
-        feed_forward.c_fc.register_forward_hook,
-        feed_forward.act.register_forward_hook,
-        feed_forward.c_fc.register_forward_pre_hook,
-        feed_forward.act.register_forward_pre_hook,
-    ):
-        handle = register(lambda *watched: seen.append(watched))
-        logits(gradients=False)
-        handle.remove()
-    assert len(seen) == 4
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_the_same_logits_with_them(family: str) -> None:
     model: PreTrainedModel = build_tiny_model(family)
@@ -554,64 +503,6 @@ def test_query_key_and_value_convert_their_input_once() -> None:
         with torch.no_grad():
             input.add_(1)
             assert torch.equal(ours[0](input), weights[0](input))
-
-
-ROTATED = {"llama": True, "qwen2": True, "mistral": True, "phi3": False, "gpt2": False}
-NORMED = {"llama": True, "qwen2": True, "phi3": True, "gemma": False, "gpt2": False}
-
-
-@pytest.mark.parametrize(("family", "is_rotated"), ROTATED.items())
-def test_only_rotations_that_are_llamas_are_replaced_and_only_while_they_run(family: str, is_rotated: bool) -> None:
-    model = build_family(family, 64)
-    python_module = sys.modules[type(model).__module__]
-    original = vars(python_module).get("apply_rotary_pos_emb")
-    batch_layers = batch_layers_of(model)
-
-    def fail() -> None:
-        with batch_layers.active():
-            assert (vars(python_module).get("apply_rotary_pos_emb") is not original) == is_rotated
-            # Of another model, meanwhile: what it puts back is the function, too.
-            assert [one.original for one in batch_layers_of(model).rotations] == [original] * is_rotated
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert vars(python_module).get("apply_rotary_pos_emb") is original
-
-
-@pytest.mark.parametrize("heads_at", [1, 2])
-def test_a_rotation_is_llamas(heads_at: int) -> None:
-    torch.manual_seed(0)
-    model = build_family("llama", 64)
-    (rotation,) = batch_layers_of(model).rotations
-    shape = (3, 4, 5, 8) if heads_at == 1 else (3, 5, 4, 8)
-    for _ in range(2):  # Another pass has another sine.
-        query, key = (torch.randn(shape, requires_grad=True) for _ in range(2))
-        cosine, sine = torch.randn(2, 3, 5, 8)
-        given = torch.randn(2, *shape)
-        for found, wanted in zip(
-            *(
-                (*rotated, *torch.autograd.grad(torch.stack(rotated), (query, key), given))
-                for rotated in (f(query, key, cosine, sine, heads_at) for f in (rotation, rotation.original))
-            ),
-            strict=True,
-        ):
-            assert (found - wanted).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize(("family", "is_replaced"), NORMED.items())
-def test_only_norms_that_are_llamas_are_one_operation(family: str, is_replaced: bool) -> None:
-    torch.manual_seed(0)
-    model = build_family(family, 64)
-    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
-    replaced = {module: forward for module, forward in batch_layers_of(model).forwards if module in norms}
-    assert len(replaced) == (len(norms) if is_replaced else 0)
-    for module, forward in replaced.items():
-        for dtype in (torch.float32, torch.bfloat16):  # bf16 with a weight in float32 as well.
-            hidden = torch.randn(3, 64, dtype=dtype)
-            found, wanted = forward(hidden), module(hidden)
-            assert found.dtype == wanted.dtype
-            assert (found - wanted).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

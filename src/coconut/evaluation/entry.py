@@ -42,7 +42,6 @@ from coconut.layout import (
 )
 from coconut.logs import shows_progress
 from coconut.methods import WORDS
-from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling
@@ -221,7 +220,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.runtime.eval_batch,
         autocast=accelerator.autocast,
-        options=PassOptions(fast=params.runtime.fast, reordered=ReorderedWeights()),
+        options=PassOptions(fast=params.runtime.fast),
         answer=meta.answer,
         comparison=params.evaluate.tolerance,
         peers=peers_of(accelerator),

@@ -24,7 +24,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from coconut.model.batch import Batch
 from coconut.model.dropout import RowDropout
-from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.head import output_logits
 
@@ -40,8 +39,6 @@ class PassOptions:
     max_logits: int = 1 << 25
     """Logits (tokens x V) that exist at once while the loss is computed: 128 MB in float32."""
     thresholds: Thresholds = field(default_factory=Thresholds)
-    reordered: ReorderedWeights | None = None
-    """Keeps a copy of what is multiplied most, over several batches that only read the weights; CPU, float32."""
     num_passes: int = 0
     """Passes that a batch is cut into at least, where processes must read equally many; more cuts change nothing."""
 

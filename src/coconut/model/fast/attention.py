@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coconut.model.fast.backward import Backward, Function, once
+from coconut.model.fast.backward import Backward, once
 from coconut.model.fast.thresholds import Thresholds
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -85,7 +85,7 @@ class LayerColumns:
         if not torch.is_grad_enabled():
             self.write(key_BKSd, value_BKSd, current)
             return self.read(current)
-        keys, values, link.end = _Append.run(key_BKSd, value_BKSd, link.end, self, current)
+        keys, values, link.end = _Append.apply(key_BKSd, value_BKSd, link.end, self, current)
         return keys, values
 
     def attend(
@@ -101,7 +101,7 @@ class LayerColumns:
     ) -> Tensor:
         """Store a pass's keys and values, and attend to all so far, B x S x H x d."""
         if torch.is_grad_enabled():
-            out_BHSd, link.end = _Attend.run(
+            out_BHSd, link.end = _Attend.apply(
                 query_BHSd, key_BKSd, value_BKSd, link.end, self, current, mask, scaling, dropout
             )
         else:
@@ -210,7 +210,7 @@ class _Gradients:
         return reduce(torch.add, keys) if keys else None, reduce(torch.add, values) if values else None
 
 
-class _Append(Function):
+class _Append(torch.autograd.Function):
     """Write the columns of a pass into the store, and return all columns so far."""
 
     @staticmethod
@@ -240,7 +240,7 @@ class _Append(Function):
         return key, value, None, None, None
 
 
-class _Attend(Function):
+class _Attend(torch.autograd.Function):
     """Write the columns of a pass into the store, and attend from them to all columns so far."""
 
     @staticmethod

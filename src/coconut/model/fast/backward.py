@@ -1,8 +1,4 @@
-"""Autograd functions that cost little around their operations, and telling one backward pass from the next.
-
-A thin pass is bound by the host: where a thought takes 600 microseconds a layer and its products 40, what torch does
-in Python for each function counts.
-"""
+"""Differentiating once at no cost where nobody asks for more, and telling one backward pass from the next."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,19 +7,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-class Function(torch.autograd.Function):
-    """An autograd function that is called by `run`, which is `apply` without a search for what functorch has left."""
-
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """Call the function."""
-        if torch._C._are_functorch_transforms_active():
-            return cls.apply(*args)  # type: ignore[no-untyped-call]
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-
 def once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse to differentiate a second time, as `once_differentiable` does, at no cost where nobody asks for it."""
+    """Refuse to differentiate a second time, as `once_differentiable` does."""
     refusing = once_differentiable(backward)
 
     def run(ctx: Any, *gradients: Any) -> Any:

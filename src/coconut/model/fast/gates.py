@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from coconut.model.fast.backward import Backward, Function, once
+from coconut.model.fast.backward import Backward, once
 from coconut.model.fast.products import linear, prefers_onednn
-from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.fast.thresholds import Thresholds
 
 
@@ -32,18 +31,12 @@ class GatedLinear:
     Args:
         max_kept: elements of inputs and output gradients that may be kept; None: no bound.
         conversion: of inputs, which the layers of a model share; one of its own if None.
-        reordered: keeps the weight for products without gradients, over several batches.
     """
 
     def __init__(
-        self,
-        module: Any,
-        max_kept: int | None,
-        thresholds: Thresholds,
-        conversion: "Conversion | None" = None,
-        reordered: ReorderedWeights | None = None,
+        self, module: Any, max_kept: int | None, thresholds: Thresholds, conversion: "Conversion | None" = None
     ) -> None:
-        self.module, self.conversion, self.reordered = module, conversion or Conversion(), reordered
+        self.module, self.conversion = module, conversion or Conversion()
         self.weight: Tensor = module.weight
         self.bias: nn.Parameter | None = module.bias
         self.factors = Factors(
@@ -55,25 +48,18 @@ class GatedLinear:
         self.gated: dict[torch.dtype, tuple[Tensor, Tensor | None, Gated]] = {}
         self.converted: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
-    def read(self, input: Tensor, *, then_gelu: bool = False) -> Tensor:
-        """Multiply by a weight of which no gradient is asked for; see `products.linear`."""
-        input = self.conversion.of(input)
-        weight, bias = self._read_only(input.dtype)
-        return self.factors.linear(
-            input, self.factors.oriented(weight), bias, reordered=self.reordered, then_gelu=then_gelu
-        )
-
     def __call__(self, input: Tensor) -> Tensor:
         """Multiply, leaving the weight's gradient to the gate where there is one."""
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return self.read(input)
         factors, input = self.factors, self.conversion.of(input)
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            weight, bias = self._read_only(input.dtype)
+            return factors.linear(input, factors.oriented(weight), bias)
         if not factors.has_gate:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
                 return cast(Tensor, type(self.module).forward(self.module, input))
-            return cast(Tensor, _Product.run(input, self.weight, self.bias, Gated(self.weight, factors)))
-        output: Tensor = _Product.run(input, *self.gate(input.dtype))
+            return cast(Tensor, _Product.apply(input, self.weight, self.bias, Gated(self.weight, factors)))
+        output: Tensor = _Product.apply(input, *self.gate(input.dtype))
         return output
 
     def _read_only(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +76,7 @@ class GatedLinear:
     def gate(self, dtype: torch.dtype) -> "tuple[Tensor, Tensor | None, Gated]":
         """Return weight and bias as passes in this precision see them, and what they share."""
         if dtype not in self.gated:
-            weight, bias = _Gate.run(self.weight, self.bias, self.factors, dtype)
+            weight, bias = _Gate.apply(self.weight, self.bias, self.factors, dtype)
             self.gated[dtype] = weight, bias, Gated(weight, self.factors)
         return self.gated[dtype]
 
@@ -149,9 +135,9 @@ class Factors:
         """Return the weight as O x I."""
         return weight.t() if self.is_conv1d else weight
 
-    def linear(self, input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, **options: Any) -> Tensor:
+    def linear(self, input: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """Multiply through the fastest library; see `products.linear`."""
-        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications, **options)
+        return linear(input, weight_OI, bias_O, min_multiplications=self.min_multiplications)
 
     def add(self, input_RI: Tensor, gradient_RO: Tensor) -> None:
         """Take a pass's share of the gradient, as its two factors, without the graph that leads to them."""
@@ -218,7 +204,7 @@ class Gated:
         self.weight_IO = self.weight_OI.t()
 
 
-class _Gate(Function):
+class _Gate(torch.autograd.Function):
     """Weight and bias as the passes see them; backward turns the kept factors into their gradients."""
 
     @staticmethod
@@ -250,7 +236,7 @@ def _converted(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.view_as(parameter) if parameter.dtype == dtype else parameter.to(dtype)
 
 
-class _Product(Function):
+class _Product(torch.autograd.Function):
     """A linear layer whose backward leaves the weight's gradient to the gate."""
 
     @staticmethod

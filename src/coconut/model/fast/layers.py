@@ -5,23 +5,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
-from torch.nn.functional import rms_norm as fused_rms_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from coconut.model.batch import Batch
 from coconut.model.fast.gates import Conversion, GatedLinear
-from coconut.model.fast.reordered import ReorderedWeights
-from coconut.model.fast.rotation import rotations_of
-from coconut.model.fast.same_code import is_same_code
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.fast.tied import TiedEmbeddings, is_tied
 
@@ -35,7 +28,6 @@ class BatchLayers:
         batch: whose ids are looked up; without it, ids are asked for where they are.
         saves_memory: keep no more factors of a weight's gradient than the gradient itself would take. Without
             activation checkpoints the factors exist anyway, as activations.
-        reordered: keeps weights for products without gradients, over several batches.
     """
 
     def __init__(
@@ -45,7 +37,6 @@ class BatchLayers:
         *,
         saves_memory: bool = False,
         thresholds: Thresholds | None = None,
-        reordered: ReorderedWeights | None = None,
     ) -> None:
         self.is_active = False
         self.blocks = checkpointable_blocks(model)
@@ -53,28 +44,19 @@ class BatchLayers:
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
         thresholds = thresholds or Thresholds()
         self.conversion = Conversion()
-        self.rotations = rotations_of(model)
-        linears: dict[nn.Module, GatedLinear] = {}
         for module in model.modules():
             if "forward" in module.__dict__:
                 continue  # Somebody else has replaced it already, on purpose.
             if type(module) is NewGELUActivation:
                 self.forwards.append((module, fused_gelu))
-            elif is_same_code(getattr(type(module), "forward", None), LlamaRMSNorm.forward):
-                self.forwards.append((module, partial(rms_norm, module)))
             elif type(module) in (nn.Linear, Conv1D):
                 max_kept = module.weight.numel() if saves_memory else None
                 if module is head:
                     max_kept = min(module.weight.numel(), thresholds.max_kept_of_head)
-                layer = linears[module] = GatedLinear(module, max_kept, thresholds, self.conversion, reordered)
+                layer = GatedLinear(module, max_kept, thresholds, self.conversion)
                 self.forwards.append((module, layer))
                 if module is head and is_tied(embeddings, layer):
                     self.forwards.append((embeddings, TiedEmbeddings(embeddings, layer, batch)))
-        self.forwards += [
-            (module, partial(feed_forward, module, linears[module.c_fc]))
-            for module in model.modules()
-            if has_code_of_gpt2(module) and module.c_fc in linears
-        ]
 
     @contextmanager
     def active(self, recompute_in: Callable[[], AbstractContextManager[None]] | None = None) -> Iterator[None]:
@@ -89,10 +71,11 @@ class BatchLayers:
             forwards += [(block, self._checkpointed(block, recompute_in)) for block in self.blocks]
         self.is_active = True
         try:
-            with _replaced(forwards), self._rotating():
+            with _replaced(forwards):
                 yield
         finally:
             self.is_active = False
+            self.conversion.clear()
 
     def _checkpointed(
         self, block: nn.Module, recompute_in: Callable[[], AbstractContextManager[None]]
@@ -102,24 +85,12 @@ class BatchLayers:
                 if not self.is_active:  # In the backward pass.
                     inside = set(block.modules())
                     stack.enter_context(_replaced([pair for pair in self.forwards if pair[0] in inside]))
-                    stack.enter_context(self._rotating())
+                    stack.callback(self.conversion.clear)
                     stack.enter_context(recompute_in())
                 # The class's own `forward`: the block's is the one that is made here.
                 return type(block).forward(block, *args, **kwargs)
 
         return partial(checkpoint, run, use_reentrant=False)
-
-    @contextmanager
-    def _rotating(self) -> Iterator[None]:
-        """Rotate our way until the block ends; then nothing is kept of what the layers of a pass share."""
-        try:
-            for rotation in self.rotations:
-                rotation.install()
-            yield
-        finally:
-            for rotation in self.rotations:
-                rotation.remove()
-            self.conversion.clear()
 
 
 def checkpointable_blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -142,37 +113,6 @@ def _replaced(forwards: Sequence[Forward]) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def has_code_of_gpt2(module: nn.Module) -> bool:
-    """Say whether a module is GPT-2's feed-forward part, which other families have too, with its activation."""
-    return (
-        "forward" not in module.__dict__
-        and is_same_code(getattr(type(module), "forward", None), GPT2MLP.forward)
-        and type(module.act) is NewGELUActivation
-        and "forward" not in module.act.__dict__
-    )
-
-
-def feed_forward(module: Any, inner: GatedLinear, hidden: Tensor) -> Tensor:
-    """Run GPT-2's feed-forward part; without gradients, with the activation inside the first product.
-
-    Modules that somebody watches or changes through hooks are called one by one.
-    """
-    hooks = (found for part in (module.c_fc, module.act) for found in (part._forward_pre_hooks, part._forward_hooks))
-    if torch.is_grad_enabled() or any(hooks):
-        output: Tensor = type(module).forward(module, hidden)
-    else:
-        output = module.dropout(module.c_proj(inner.read(hidden, then_gelu=True)))
-    return output
-
-
 def fused_gelu(input: Tensor) -> Tensor:
     """Apply GPT-2's activation as one operation instead of eight; it keeps one tensor instead of five."""
     return gelu(input, approximate="tanh")
-
-
-def rms_norm(module: Any, hidden: Tensor) -> Tensor:
-    """Normalise as one operation, where the device has it, instead of six."""
-    if hidden.dtype != module.weight.dtype:  # torch's would return another precision.
-        normed: Tensor = type(module).forward(module, hidden)
-        return normed
-    return fused_rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)

@@ -29,7 +29,6 @@ class LayerPasses(PlainPasses):
             batch,
             saves_memory=self.options.checkpoint_activations,
             thresholds=self.options.thresholds,
-            reordered=self.options.reordered,
         )
 
     def _layers(self) -> AbstractContextManager[None]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coconut.model.fast.reordered import ReorderedWeights
 from coconut.model.fast.thresholds import Thresholds
 
 _MIN_MULTIPLICATIONS = Thresholds().min_multiplications
@@ -23,26 +22,16 @@ def linear(
     bias_O: Tensor | None = None,
     *,
     min_multiplications: int = _MIN_MULTIPLICATIONS,
-    reordered: ReorderedWeights | None = None,
-    then_gelu: bool = False,
 ) -> Tensor:
     """Multiply like `torch.nn.functional.linear` in any strides; inside autograd functions this is the fast one.
 
     In float32 torch takes MKL, which on processors that are not Intel's leaves half of their vector width unused:
     100 against 210 GFLOP/s on one core of an AMD EPYC with AVX-512.
-
-    Args:
-        reordered: keeps weights of products that are often repeated in oneDNN's own order.
-        then_gelu: apply GPT-2's activation (GELU by tanh), which oneDNN does while the product is in its registers.
     """
     if not torch.is_grad_enabled() and prefers_onednn(input, weight_OI.shape[0], min_multiplications):
-        if reordered is not None:
-            weight_OI = reordered.of(weight_OI, num_rows=input.numel() // input.shape[-1])
-        name, algorithm = ("gelu", "tanh") if then_gelu else ("none", "")
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight_OI, bias_O, name, [], algorithm)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight_OI, bias_O, "none", [], "")
         return product
-    product = functional.linear(input, weight_OI, bias_O)
-    return functional.gelu(product, approximate="tanh") if then_gelu else product
+    return functional.linear(input, weight_OI, bias_O)
 
 
 def prefers_onednn(input: Tensor, num_outputs: int, min_multiplications: int = _MIN_MULTIPLICATIONS) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coconut.model.batch import Batch
-from coconut.model.fast.backward import Backward, Function, once
+from coconut.model.fast.backward import Backward, once
 from coconut.model.fast.gates import GatedLinear, autocast_dtype
 
 
@@ -45,7 +45,7 @@ class TiedEmbeddings:
         if not (torch.is_grad_enabled() and self.module.weight.requires_grad):
             return nn.Embedding.forward(self.module, ids)
         if self.shared is None:
-            self.shared = _TiedGate.run(self.module.weight, self.rows)
+            self.shared = _TiedGate.apply(self.module.weight, self.rows)
             # The head's gate is made now, before the passes: autograd runs older nodes later, and until then the
             # head's factors take less room than its gradient.
             self.head.weight = self.shared
@@ -53,7 +53,7 @@ class TiedEmbeddings:
         # Repeated ids are found on the CPU where the batch has them there, so that no accelerator is waited for.
         batch = self.batch
         host_ids = batch.host.input_ids_BT if batch is not None and ids is batch.input_ids_BT else ids
-        looked_up: Tensor = _Lookup.run(ids, self.shared, self.rows, host_ids)
+        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows, host_ids)
         return looked_up
 
 
@@ -90,7 +90,7 @@ class Rows:
             gradient_VD.index_add_(0, ids_U, rows_UD.to(gradient_VD.dtype))
 
 
-class _TiedGate(Function):
+class _TiedGate(torch.autograd.Function):
     """The weight as embeddings and head see it; backward adds the embeddings' rows to the head's gradient."""
 
     @staticmethod
@@ -106,7 +106,7 @@ class _TiedGate(Function):
         return gradient, None
 
 
-class _Lookup(Function):
+class _Lookup(torch.autograd.Function):
     """Embeddings whose backward leaves the weight's gradient to the gate."""
 
     @staticmethod
