@@ -11,6 +11,7 @@ from coconut import Example, Reasoner
 from coconut.checkpoints.folder import save_checkpoint
 from coconut.data.examples import MARKERS
 from coconut.data.tokenizer import build_word_tokenizer
+from families import build_family
 from tiny_models import build_tiny_model
 
 EXAMPLES = [Example("1 + 2 + 3 ?", ["3", "6"], "6"), Example("2 + 2 + 1 + 1 ?", ["4", "5", "6"], "6")]
@@ -292,3 +293,65 @@ def test_a_name_that_leads_to_no_checkpoint_is_named(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="found no latent entry that is trained, wanted one to ask; run `dvc repro`"):
         find_checkpoint("")
     assert find_checkpoint("cot") == Path("outputs/cot/checkpoint")
+
+
+def test_its_representation_says_what_it_is_and_where(folder: Path) -> None:
+    assert repr(open_plain(folder).to("cpu")).startswith("Reasoner(LlamaForCausalLM, ")
+    assert repr(open_plain(folder)).endswith(" weights on cpu, method coconut, 2 thoughts)")
+
+
+def test_logits_are_those_by_which_the_loss_judges(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    nll, num_tokens = reasoner.nll(EXAMPLES, latent_stage=1)
+    logits = reasoner.logits(EXAMPLES, latent_stage=1)
+    assert sum(map(len, logits)) == num_tokens
+    targets = []
+    for example in EXAMPLES:
+        text = "".join(f"{step}\n" for step in example.steps[1:]) + f"### {example.answer}"
+        targets.append([*reasoner.tokenizer(text, add_special_tokens=False).input_ids, reasoner.tokenizer.eos_token_id])
+    found = sum(
+        torch.nn.functional.cross_entropy(row, torch.tensor(ids), reduction="sum")
+        for row, ids in zip(logits, targets, strict=True)
+    )
+    torch.testing.assert_close(found, nll.detach())
+
+
+def test_a_score_is_the_share_of_right_answers(folder: Path) -> None:
+    reasoner = open_plain(folder)
+    answers = [one.answer or "none" for one in reasoner.solve([example.question for example in EXAMPLES])]
+    right = [Example(example.question, [], answer) for example, answer in zip(EXAMPLES, answers, strict=True)]
+    wanted = sum(answer != "none" for answer in answers) / 2
+    assert reasoner.score(right) == wanted
+    assert reasoner.score([Example(EXAMPLES[0].question, [], "no such answer")]) == 0
+    with pytest.raises(ValueError, match="examples: found none"):
+        reasoner.score([])
+
+
+@pytest.mark.parametrize(
+    ("entering", "message"),
+    [
+        (lambda _: None, "returned None, wanted a tensor of shape"),
+        (lambda vectors: vectors[:, :1], "returned a tensor of shape"),
+        (lambda vectors: vectors * float("nan"), "not all finite"),
+        (lambda vectors: torch.zeros(vectors.shape, dtype=torch.int64), "returned torch.int64"),
+    ],
+)
+def test_what_cannot_enter_a_slot_is_refused(folder: Path, entering: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"intervene: .*{message}"):
+        open_plain(folder).solve(["1 + 2 + 3 ?"], intervene=lambda _slot, vectors, _places: entering(vectors))
+
+
+def test_in_a_work_tree_the_name_of_an_entry_is_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_plain(folder).save_pretrained(tmp_path / "outputs/latent_2/checkpoint")
+    monkeypatch.chdir(tmp_path)
+    assert repr(Reasoner.from_pretrained("latent_2")) == repr(open_plain(folder))
+
+
+def test_a_family_that_base_refuses_is_refused_here_unless_the_caller_knows(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", build_family("bart", 32), build_word_tokenizer(["1 + 2 ? ### 3"]), None)
+    asked: dict[str, Any] = {"c_thought": 1, "max_latent_stage": 1, "markers": True}
+    with pytest.raises(ValueError, match=r"wanted a decoder-only model with causal attention in every layer"):
+        Reasoner.from_pretrained(tmp_path / "model", **asked)
+    assert Reasoner.from_pretrained(tmp_path / "model", **asked, prove=False)

@@ -1,11 +1,13 @@
 """The Python interface: ask a trained model, or score it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from loguru import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,8 +20,9 @@ from coconut.checkpoints.markers import add_markers
 from coconut.checkpoints.meta import META_FILE, CheckpointMeta
 from coconut.checkpoints.origin import find_folder
 from coconut.checkpoints.released import find_released
+from coconut.checkpoints.support import check_supported
 from coconut.config.schema import LatentConfig
-from coconut.data.collator import collate
+from coconut.data.collator import Batch, collate
 from coconut.data.encoding import (
     EncodedExample,
     answer_start,
@@ -30,15 +33,19 @@ from coconut.data.encoding import (
 )
 from coconut.data.examples import Example
 from coconut.data.layouts import Layout
-from coconut.data.views import MarkerIds, ViewWriter, prompt_length
+from coconut.data.views import IGNORED, MarkerIds, ViewWriter, prompt_length
+from coconut.evaluation.answers import same_answer
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import read_answer
 from coconut.files import replace_file
+from coconut.layout import checkpoint_dir
 from coconut.methods import DEFAULT
+from coconut.model.choice import is_noted, open_passes
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.generation import Decoded
 from coconut.model.head import num_positions
-from coconut.model.latent import latent_nll
+from coconut.model.latent import latent_nll, read_columns
+from coconut.model.passes import PassOptions
 from coconut.model.sampling import Noise
 from coconut.model.thoughts import Edit
 from coconut.probing.decoding import entropies, top_tokens
@@ -73,6 +80,20 @@ class Reasoner:
         self.feedback = feedback or build_feedback(meta.thought, model, parallel_iterations=iterations)
         self.writer = ViewWriter.of(tokenizer)
 
+    def __repr__(self) -> str:
+        num_weights = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"Reasoner({type(self.model).__name__}, {num_weights:,} weights on {self.model.device}, method"
+            f" {self.meta.method}, {self.meta.layout().num_latents} thoughts)"
+        )
+
+    def to(self, device: str) -> "Reasoner":
+        """Move the model to a device, as torch names it, and return this reasoner."""
+        check_device(device)
+        self.model.to(device)
+        self.feedback.to(device)
+        return self
+
     @property
     def markers(self) -> MarkerIds:
         """Ids of `<|start-latent|>`, `<|end-latent|>` and `<|latent|>`."""
@@ -87,14 +108,21 @@ class Reasoner:
         max_latent_stage: int | None = None,
         markers: bool | None = None,
         device: str = "cpu",
+        prove: bool = True,
     ) -> "Reasoner":
         """Open a checkpoint of this pipeline, a plain Hugging Face folder, or a model of the hub by its id.
 
-        A checkpoint says itself how many thoughts it was trained with; what is given here wins.
+        A checkpoint says itself how many thoughts it was trained with; what is given here wins. In a work tree, the
+        name of an entry stands for its checkpoint.
         For a plain folder all three must be given. Markers that its vocabulary holds are kept.
 
+        Args:
+            prove: whether a model that no stage `base` has seen is tried first, as `base` does: whether it gives the
+                same in passes over a padded batch as one row at a time. It takes seconds.
+
         Raises:
-            ValueError: for a plain folder, if one of the three is missing; for a value of the wrong kind.
+            ValueError: for a plain folder, if one of the three is missing; for a value of the wrong kind; for a model
+                that cannot be read in passes.
         """
         if c_thought is not None:
             check_number("c_thought", c_thought, at_least=0)
@@ -103,7 +131,7 @@ class Reasoner:
         if markers is not None and not isinstance(markers, bool):
             raise ValueError(f"markers: found {markers!r}, wanted True or False")
         check_device(device)
-        path = find_folder(folder)
+        path = checkpoint_dir(str(folder)) if _is_entry(str(folder)) else find_folder(folder)
         model, tokenizer, meta = load_checkpoint(path, device=device)
         meta = meta or find_released(str(folder))
         given = {"c_thought": c_thought, "max_latent_stage": max_latent_stage, "markers": markers}
@@ -115,6 +143,8 @@ class Reasoner:
             add_markers(model, tokenizer)
             paper = LatentConfig(0, 0, True, False, uniform_prob=0.0, thought="hidden[-1]", parallel_iterations=0)
             meta = CheckpointMeta.of(DEFAULT, max_latent_stage or 0, paper, prompt="plain")
+        if prove and not is_noted(model):
+            check_supported(model)
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         feedback = load_feedback(path, meta.thought, model, parallel_iterations=meta.parallel_iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
@@ -273,6 +303,10 @@ class Reasoner:
         Raises:
             ValueError: for a value of the wrong kind, no example at all, or one that does not fit the model.
         """
+        return latent_nll(self.model, self.feedback, self._batch(examples, latent_stage))
+
+    def _batch(self, examples: Sequence[Example], latent_stage: int) -> Batch:
+        """Lay the examples out at a latent stage."""
         examples = as_list("examples", examples, Example)
         if not examples:
             raise ValueError("examples: found none, wanted at least one; a loss over nothing has no mean")
@@ -289,8 +323,47 @@ class Reasoner:
             self._check_fits(f"examples[{i}]", len(views[-1].input_ids), layout)
         texts = ["\n".join((example.question, *example.steps, example.answer)) for example in examples]
         self._warn_of_unknown_words([example.question for example in examples], texts)
-        batch = collate(views, pad_id=int(self.tokenizer.pad_token_id or 0)).to(self.model.device)
-        return latent_nll(self.model, self.feedback, batch)
+        return collate(views, pad_id=int(self.tokenizer.pad_token_id or 0)).to(self.model.device)
+
+    @torch.no_grad()
+    def logits(self, examples: Sequence[Example], latent_stage: int) -> list[Tensor]:
+        """Return the logits of what is text at `latent_stage`, by which `nll` judges it: tokens x V for each example.
+
+        Raises:
+            ValueError: as `nll`.
+        """
+        batch = self._batch(examples, latent_stage)
+        with closing(open_passes(self.model, batch, self.feedback, PassOptions())) as passes:
+            hidden_BTD = read_columns(passes, self.feedback, batch)
+            is_judged_BT = (batch.labels_BT != IGNORED)[:, 1:]
+            return [
+                passes.logits(row_TD[:-1][is_judged_T])
+                for row_TD, is_judged_T in zip(hidden_BTD, is_judged_BT, strict=True)
+            ]
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        num_thoughts: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> float:
+        """Return the share of questions that are answered right, as the stage `evaluate` judges them.
+
+        Args:
+            max_new_tokens: `evaluate.max_new_tokens` of params.yaml, to get the accuracy of `metrics.json`.
+
+        Raises:
+            ValueError: as `solve`; if there is no example.
+        """
+        examples = as_list("examples", examples, Example)
+        if not examples:
+            raise ValueError("examples: found none, wanted at least one; an accuracy over nothing has no value")
+        questions = [example.question for example in examples]
+        solutions = self.solve(questions, num_thoughts, max_new_tokens, batch_size=batch_size)
+        pairs = zip(solutions, examples, strict=True)
+        return sum(same_answer(solution.answer, example.answer) for solution, example in pairs) / len(examples)
 
     def _check_fits(self, place: str, num_tokens: int, layout: Layout) -> None:
         if num_tokens > (room := num_positions(self.model)):
@@ -305,5 +378,19 @@ class Reasoner:
                 logger.warning("{!r}: {!r} is unknown to the model's tokenizer", question[:80], word[:80])
 
 
+def _is_entry(name: str) -> bool:
+    """Say whether a name is that of a trained entry of the work tree around us, and of no folder."""
+    return "/" not in name and not Path(name).exists() and checkpoint_dir(name).is_dir()
+
+
 def _edit(intervene: Intervention, places: Sequence[int]) -> Edit:
-    return lambda slot, vector_BD: intervene(slot, vector_BD, places)
+    def edit(slot: int, vector_BD: Tensor) -> Tensor:
+        entering = intervene(slot, vector_BD, places)
+        if not isinstance(entering, Tensor) or entering.shape != vector_BD.shape:
+            found = f"a tensor of shape {tuple(entering.shape)}" if isinstance(entering, Tensor) else repr(entering)
+            raise ValueError(f"intervene: returned {found:.80}, wanted a tensor of shape {tuple(vector_BD.shape)}")
+        if not entering.is_floating_point() or not bool(entering.isfinite().all()):
+            raise ValueError(f"intervene: returned {entering.dtype} that are not all finite, in slot {slot}")
+        return entering.to(vector_BD)
+
+    return edit

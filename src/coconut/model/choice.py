@@ -18,6 +18,11 @@ def noted_passes(model: PreTrainedModel) -> str:
     return str(getattr(model.config, _NOTE, "fast"))
 
 
+def is_noted(model: PreTrainedModel) -> bool:
+    """Say whether a proof has noted anything in the model's config."""
+    return hasattr(model.config, _NOTE)
+
+
 def note_passes(model: PreTrainedModel, passes: str) -> None:
     """Note it in the model's config, which every checkpoint of the model takes along."""
     setattr(model.config, _NOTE, passes)
