@@ -85,7 +85,7 @@ class LayerColumns:
         if not torch.is_grad_enabled():
             self.write(key_BKSd, value_BKSd, current)
             return self.read(current)
-        keys, values, link.end = _Append.apply(key_BKSd, value_BKSd, link.end, self, current)
+        keys, values, link.end = _Append.apply(key_BKSd, value_BKSd, link.end, self, current)  # type: ignore[no-untyped-call]
         return keys, values
 
     def attend(
@@ -101,7 +101,7 @@ class LayerColumns:
     ) -> Tensor:
         """Store a pass's keys and values, and attend to all so far, B x S x H x d."""
         if torch.is_grad_enabled():
-            out_BHSd, link.end = _Attend.apply(
+            out_BHSd, link.end = _Attend.apply(  # type: ignore[no-untyped-call]
                 query_BHSd, key_BKSd, value_BKSd, link.end, self, current, mask, scaling, dropout
             )
         else:

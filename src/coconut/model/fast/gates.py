@@ -58,8 +58,8 @@ class GatedLinear:
             num_outputs = self.weight.numel() // input.shape[-1]
             if not prefers_onednn(input, num_outputs, factors.min_multiplications):
                 return cast(Tensor, type(self.module).forward(self.module, input))
-            return cast(Tensor, _Product.apply(input, self.weight, self.bias, Gated(self.weight, factors)))
-        output: Tensor = _Product.apply(input, *self.gate(input.dtype))
+            return cast(Tensor, _Product.apply(input, self.weight, self.bias, Gated(self.weight, factors)))  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(input, *self.gate(input.dtype))  # type: ignore[no-untyped-call]
         return output
 
     def _read_only(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +76,7 @@ class GatedLinear:
     def gate(self, dtype: torch.dtype) -> "tuple[Tensor, Tensor | None, Gated]":
         """Return weight and bias as passes in this precision see them, and what they share."""
         if dtype not in self.gated:
-            weight, bias = _Gate.apply(self.weight, self.bias, self.factors, dtype)
+            weight, bias = _Gate.apply(self.weight, self.bias, self.factors, dtype)  # type: ignore[no-untyped-call]
             self.gated[dtype] = weight, bias, Gated(weight, self.factors)
         return self.gated[dtype]
 

@@ -45,7 +45,7 @@ class TiedEmbeddings:
         if not (torch.is_grad_enabled() and self.module.weight.requires_grad):
             return nn.Embedding.forward(self.module, ids)
         if self.shared is None:
-            self.shared = _TiedGate.apply(self.module.weight, self.rows)
+            self.shared = _TiedGate.apply(self.module.weight, self.rows)  # type: ignore[no-untyped-call]
             # The head's gate is made now, before the passes: autograd runs older nodes later, and until then the
             # head's factors take less room than its gradient.
             self.head.weight = self.shared
@@ -53,7 +53,7 @@ class TiedEmbeddings:
         # Repeated ids are found on the CPU where the batch has them there, so that no accelerator is waited for.
         batch = self.batch
         host_ids = batch.host.input_ids_BT if batch is not None and ids is batch.input_ids_BT else ids
-        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows, host_ids)
+        looked_up: Tensor = _Lookup.apply(ids, self.shared, self.rows, host_ids)  # type: ignore[no-untyped-call]
         return looked_up
 
 
