@@ -410,8 +410,8 @@ def test_a_search_in_words_and_one_in_sentences_are_written_so():
     ]
     assert generate(Search("search", 2, 2, "sentences"), 1, seed=0) == [
         Example(
-            "Matthew knows Phil. Phil knows Louis. Marie knows Ann. Jean knows Joseph. Marie knows Ross. Ann knows Mary."
-            " Matthew knows Jean. Ross knows Peter. Who is reached from Marie, Louis or Mary?",
+            "Matthew knows Phil. Phil knows Louis. Marie knows Ann. Jean knows Joseph. Marie knows Ross."
+            " Ann knows Mary. Matthew knows Jean. Ross knows Peter. Who is reached from Marie, Louis or Mary?",
             ["Ann", "Mary"],
             "Mary",
         )

@@ -105,7 +105,7 @@ def _encode_split(
 
 
 def _warn_of_split_names(examples: Sequence[Example], job: Job, path: Path) -> None:
-    """Say so where every step is a name, as in a search in sentences, and some are not one token wherever they stand."""
+    """Say so where every step is a name, as in a search in sentences, and some are not one token in every place."""
     names = sorted({step for example in examples for step in example.steps})
     if not names or not all(name.isalpha() for name in names):
         return
