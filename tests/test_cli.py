@@ -15,6 +15,7 @@ SUBCOMMANDS = [
     "repro",
     "overnight",
     "recipe",
+    "model",
     "table",
     "compare",
     "report",

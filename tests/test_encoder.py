@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coconut.config.schema import LatentConfig
@@ -181,6 +181,31 @@ def test_text_that_does_not_come_back_is_a_share(encode):
 
 def test_lost_white_space_is_no_difference(encode):
     assert encode([Example("1  +   2 ?", ["3"], "3")])["train"]["decoded_differs_share"] == 0.0
+
+
+NAMES = [Example("Tom knows Ann. Who is reached from Tom, Ann or Max?", ["Ann"], "Ann")]
+
+
+def test_names_that_are_several_tokens_are_warned_of(encode, log_lines):
+    """A vocabulary of whole words has `Ann.` beside `Ann`; one of characters has three tokens for it."""
+    whole_words = build_word_tokenizer([f"{NAMES[0].question} Ann ###"])
+    encode(NAMES, held_out=NAMES, tokenizer=whole_words, name="words")
+    (warning,) = log_lines
+    assert "train.jsonl: every step is a name, but 1 of 1 names, such as 'Ann', are several tokens" in warning
+    assert warning.endswith("take a model that has these names (SmolLM2), or edges: words")
+    core = Tokenizer(models.BPE({"<eos>": 0, **{c: n for n, c in enumerate(map(chr, range(128)), 1)}}, []))
+    encode(NAMES, held_out=NAMES, tokenizer=PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"))
+    assert len(log_lines) == 2
+
+
+@pytest.mark.parametrize("kind", ["one token each", "steps of several words", "numbers"])
+def test_other_steps_and_names_of_one_token_are_not_warned_of(encode, log_lines, kind):
+    words = build_word_tokenizer(["Tom knows Ann . Who is reached from , or Max ? ### and 3"])
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    steps = {"one token each": ["Ann"], "steps of several words": ["Ann and Max"], "numbers": ["3"]}[kind]
+    examples = [Example(NAMES[0].question, steps, "Ann")]
+    encode(examples, held_out=examples, tokenizer=words)
+    assert log_lines == []
 
 
 # --- too long -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from coconut.config.schema import ChainedArithmetic, Graph, Multiplication, Search
 from coconut.data.examples import Example
-from coconut.data.generators import arithmetic, generate, graphs, multiplication
+from coconut.data.generators import arithmetic, generate, graphs, multiplication, search
 from test_sources import read, shared
 
 ARITHMETIC = ChainedArithmetic("chained_arithmetic", num_operations=4, modulus=11)
@@ -21,7 +21,9 @@ MULTIPLICATION = Multiplication("multiplication", num_digits=4)
 SEARCH = Search("search", branches=2, hops=3, edges="words")
 
 every_task = pytest.mark.parametrize(
-    "task", [ARITHMETIC, SENTENCES, SYMBOLS, SEARCH, MULTIPLICATION], ids=lambda t: t.task
+    "task",
+    [ARITHMETIC, SENTENCES, SYMBOLS, SEARCH, Search("search", branches=2, hops=3, edges="sentences"), MULTIPLICATION],
+    ids=lambda t: f"{t.task} in {t.edges}" if isinstance(t, Search) else t.task,
 )
 
 
@@ -326,6 +328,8 @@ SEARCHES = [
     Search("search", branches=2, hops=3, edges="words"),
     Search("search", branches=3, hops=2, edges="triples", roots=4),
     Search("search", branches=1, hops=1, edges="words"),
+    Search("search", branches=2, hops=6, edges="sentences", roots=3),
+    Search("search", branches=2, hops=1, edges="sentences"),
 ]
 
 
@@ -333,11 +337,17 @@ SEARCHES = [
 def test_a_search_has_trees_of_single_paths_and_one_candidate_below_the_root(task):
     for example in generate(task, 30 if task.branches > 1 else 5, seed=2):
         parsed = graphs.read_question(example.question)
+        assert [parse_edge(example.question[a:b]) for a, b in graphs.edge_spans(example.question)] == parsed.edges
         children = {}
         for parent, child in parsed.edges:
             children.setdefault(parent, []).append(child)
         nodes = {node for edge in parsed.edges for node in edge}
-        assert nodes == {str(number) for number in range(task.roots * (1 + task.branches * task.hops))}
+        num_nodes = task.roots * (1 + task.branches * task.hops)
+        if task.edges == "sentences":
+            assert len(nodes) == num_nodes
+            assert nodes <= set(search.NAMES)
+        else:
+            assert nodes == {str(number) for number in range(num_nodes)}
         roots = nodes - {child for _, child in parsed.edges}
         assert len(roots) == task.roots
         leaves_by_root = {root: dict(walk(root, children)) for root in roots}
@@ -349,6 +359,10 @@ def test_a_search_has_trees_of_single_paths_and_one_candidate_below_the_root(tas
         (answer,) = (target for target in parsed.targets if target in leaves_by_root[parsed.root])
         assert example.answer == answer
         assert (parsed.root, *example.steps) == leaves_by_root[parsed.root][answer]
+
+
+def parse_edge(text):
+    return tuple(re.findall("[0-9]+|[A-Z][a-z]+", text))
 
 
 def walk(node, children, path=()):
@@ -378,6 +392,43 @@ def test_neither_place_of_the_candidates_nor_of_the_edges_tells_the_answer():
 def test_a_search_that_is_too_large_is_refused_before_it_is_drawn():
     with pytest.raises(ValueError, match="2 roots with 1000 branches of 1000 hops make 2000002 nodes, wanted at most"):
         generate(Search("search", 1000, 1000, "words"), 1, seed=0)
+
+
+def test_a_search_of_more_nodes_than_there_are_names_is_refused():
+    assert len(set(search.NAMES)) == len(search.NAMES) == 77
+    with pytest.raises(
+        ValueError, match=r"make 78 nodes, but there are only 77 names; lower one .* or take edges: wor"
+    ):
+        generate(Search("search", 5, 5, "sentences", 3), 1, seed=0)
+    generate(Search("search", 6, 4, "sentences", 3), 1, seed=0)
+
+
+def test_a_search_in_words_and_one_in_sentences_are_written_so():
+    """Word for word: a test set that was drawn once is still the same."""
+    assert generate(Search("search", 2, 2, "words"), 1, seed=0) == [
+        Example("9>3 3>7 6>0 2>1 6>4 0>5 9>2 4>8 [Q] 7 5 [R] 6", ["0", "5"], "5")
+    ]
+    assert generate(Search("search", 2, 2, "sentences"), 1, seed=0) == [
+        Example(
+            "Matthew knows Phil. Phil knows Louis. Marie knows Ann. Jean knows Joseph. Marie knows Ross."
+            " Ann knows Mary. Matthew knows Jean. Ross knows Peter. Who is reached from Marie, Louis or Mary?",
+            ["Ann", "Mary"],
+            "Mary",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Tom knows Ann. Who is reached from Tom, Ann?",
+        "Tom knows Ann. Bob likes Max. Who is reached from Tom, Ann or Max?",
+        "Who is reached from Tom, Ann or Max?",
+        "Tom knows Ann. Who is reached from Tom, Ann or Max? Say it.",
+    ],
+)
+def test_other_sentences_about_people_are_no_graph(question):
+    assert graphs.read_question(question) is None
 
 
 def test_edges_as_words_are_the_same_graph_as_in_triples():

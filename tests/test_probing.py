@@ -186,6 +186,36 @@ def test_sentences_are_graphs_too() -> None:
     assert kind_of_text(found, "Tom is a lempus.\nEvery lempus is a rompus.\n### Tom is a rompus.") == "right"
 
 
+ACQUAINTANCES = "Tom knows Ann. Ben knows Kim. Tom knows Sam. Kim knows Leo. Ann knows Eve. Ben knows Joe."
+IN_SENTENCES = [
+    Example(f"{ACQUAINTANCES} Who is reached from Tom, Leo or Eve?", ["Ann", "Eve"], "Eve"),
+    Example(f"{ACQUAINTANCES} Who is reached from Ben, Leo or Eve?", ["Kim", "Leo"], "Leo"),
+]
+
+
+def test_a_search_in_sentences_is_a_graph_of_names() -> None:
+    found = read_search(IN_SENTENCES[0])
+    assert found is not None
+    assert (found.path, found.other_root()) == (["Ann", "Eve"], "Ben")
+    assert (found.group("frontier", 1), found.group("frontier", 2)) == (["Ann", "Sam"], ["Eve"])
+    texts = ["Ann\nEve\n### Eve", "Ann\nLeo\n### Leo", "Sam\n### Leo"]
+    assert [kind_of_text(found, text) for text in texts] == ["right", "invented_edge", "wrong_target"]
+
+
+def test_a_search_in_sentences_is_probed_and_asked_from_its_other_root() -> None:
+    subject = make_subject(examples=IN_SENTENCES)
+    graphs = Graphs.of(subject)
+    assert graphs is not None
+    probs_NKV = torch.zeros(2, 2, subject.evaluator.model.get_input_embeddings().weight.shape[0])
+    probs_NKV[0, 0, graphs.tokens["Ann"]] = 0.5
+    rows = measure_graphs(subject, graphs, probs_NKV)
+    assert value_of(rows, "mass", thought=1, group="frontier") == 0.25, "the mean of one half and of nothing"
+    assert value_of(rows, "share_of_nodes", thought=1, group="frontier") == 0.25
+    assert value_of(rows, "donor", condition="moved_to_donor") is not None
+    attention = measure_attention(subject, graphs)
+    assert value_of(attention, "share_of_edges", thought=1, group="frontier") == 2 / 6
+
+
 GRAPHS = [
     GRAPH,
     Example("1>2 3>4 2>6 4>5 [Q] 6 5 [R] 1", ["2", "6"], "6"),  # Fewer edges: its columns are padded on the left.

@@ -131,6 +131,24 @@ def recipe(
 
 
 @app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, Apache License 2.0.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where it is written, a new folder. Default: below models/.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Keep the first so many layers. Default: all.")] = None,
+) -> None:
+    """Write a pretrained model that a Python package carries.
+
+    It needs no hub: the weights come from a package of the registry, and the message says which one where it is not
+    installed, with its licence and size.
+    """
+    from coconut.checkpoints.packaged import run
+
+    _end_with(lambda: run(name, folder, num_layers=layers))
+
+
+@app.command()
 def table() -> None:
     """Print the accuracy of every entry.
 

@@ -66,8 +66,8 @@ class Search:
     """Paths below every root. A chain of words that chooses the first node is right in one of so many."""
     hops: Annotated[int, Range(1, 1_000)]
     """Edges from a root to each of its leaves, and steps of an example."""
-    edges: EdgeStyle
-    """`words` writes an edge as one word, `a>b`; `triples` as three, `a b |`."""
+    edges: Literal[EdgeStyle, "sentences"]
+    """`words` writes an edge as one word, `a>b`; `triples` as three, `a b |`; `sentences` as `Tom knows Ann.`"""
     roots: Annotated[int, Range(2, 1_000)] = 2
     """Trees of the graph, one candidate in each."""
 

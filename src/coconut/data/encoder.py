@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from loguru import logger
 
+from coconut.config.messages import shown
 from coconut.config.positions import num_positions
 from coconut.config.schema import LatentConfig
 from coconut.data.documents import read_json_object
@@ -92,12 +93,35 @@ def _encode_split(
     path.parent.mkdir(exist_ok=True)
     kind = {"is_trained_on": split == "train", "may_be_unknown": split.startswith(f"{FURTHER_TESTS}/")}
     with SplitWriter(examples_path, path, max_tokens, **kind) as writer:
-        for table in _encoded_tables(read_examples(examples_path), job, num_processes):
+        examples = read_examples(examples_path)
+        if split == "train":
+            _warn_of_split_names(examples, job, examples_path)
+        for table in _encoded_tables(examples, job, num_processes):
             writer.write(table)
     metrics = writer.metrics()
     seconds = time.perf_counter() - started
     logger.info("encode: {}: {} examples in {:.1f} s", split, metrics["num_examples"], seconds)
     return metrics
+
+
+def _warn_of_split_names(examples: Sequence[Example], job: Job, path: Path) -> None:
+    """Say so where every step is a name, as in a search in sentences, and some are not one token in every place."""
+    names = sorted({step for example in examples for step in example.steps})
+    if not names or not all(name.isalpha() for name in names):
+        return
+    tokenizer = _cached_tokenizer(job.checkpoint_dir)
+    bare, inside, closing = (
+        tokenize_texts(tokenizer, [form.format(name) for name in names]) for form in ("{}", " {}", " {}.")
+    )
+    rows = zip(names, bare, inside, closing, strict=True)
+    split = [name for name, one, two, three in rows if (len(one), len(two)) != (1, 1) or three[:1] != two]
+    if split:
+        logger.warning(
+            "{}: every step is a name, but {} of {} names, such as {}, are several tokens of the model's tokenizer, or"
+            " another token before a full stop, wanted one; a thought then stands for a part of a name, and the probes"
+            " of graphs read its first token; take a model that has these names (SmolLM2), or edges: words",
+            *(path, len(split), len(names), shown(split[0])),
+        )
 
 
 def _prepare(output_dir: Path) -> None:

@@ -197,7 +197,8 @@ def _ask_from(question: str, search: Search) -> str | None:
     other = search.other_root()
     if other is None:
         return None
-    head, mark, tail = question.rpartition("[R] ") if "[R] " in question else question.rpartition(" Is ")
+    mark = next(mark for mark in ("[R] ", " Is ", " reached from ") if mark in question)
+    head, _, tail = question.rpartition(mark)
     return f"{head}{mark}{other}{tail.removeprefix(search.parsed.root)}"
 
 

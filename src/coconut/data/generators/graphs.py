@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-from coconut.config.schema import Graph
+from coconut.config.schema import EdgeStyle, Graph
 from coconut.data.examples import Example
 
 PAPER_STATISTICS = {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}
@@ -111,21 +111,31 @@ def _in_sentences(edges: list[_Edge], targets: list[int], path: list[int], words
     return Example(question, steps, sentence(path[0], path[-1]))
 
 
-def _in_symbols(edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int], style: str) -> Example:
+def _in_symbols(
+    edges: list[_Edge], targets: list[int], path: list[int], symbols: list[int], style: EdgeStyle
+) -> Example:
     named = [(symbols[parent], symbols[child]) for parent, child in edges]
-    question = write_symbols(named, [symbols[target] for target in targets], symbols[path[0]], style)
+    question = write_question(named, [symbols[target] for target in targets], symbols[path[0]], style)
     # A step is one token, the node that is reached: thought k is the state that predicts step k.
     return Example(question, [str(symbols[node]) for node in path[1:]], str(symbols[path[-1]]))
 
 
-def write_symbols(edges: Sequence[_Edge], targets: Sequence[int], root: int, style: str) -> str:
-    """Write a question in symbols; `read_question` reads it again.
+def write_question(
+    edges: Sequence[tuple[_Node, _Node]], targets: Sequence[_Node], root: _Node, style: Literal[EdgeStyle, "sentences"]
+) -> str:
+    """Write a question about nodes that are numbers, or names in sentences; `read_question` reads it again.
 
-    >>> write_symbols([(5, 0), (3, 5)], [4, 0], 3, "words")
+    >>> write_question([(5, 0), (3, 5)], [4, 0], 3, "words")
     '5>0 3>5 [Q] 4 0 [R] 3'
-    >>> write_symbols([(5, 0), (3, 5)], [4, 0], 3, "triples")
+    >>> write_question([(5, 0), (3, 5)], [4, 0], 3, "triples")
     '5 0 | 3 5 [Q] 4 0 [R] 3'
+    >>> write_question([("Ann", "Max"), ("Tom", "Ann")], ["Kim", "Max"], "Tom", "sentences")
+    'Ann knows Max. Tom knows Ann. Who is reached from Tom, Kim or Max?'
     """
+    if style == "sentences":
+        *others, last = map(str, targets)
+        facts = " ".join(f"{parent} knows {child}." for parent, child in edges)
+        return f"{facts} Who is reached from {root}, {', '.join(others)} or {last}?"
     mark, between = (">", " ") if style == "words" else (" ", " | ")
     facts = between.join(f"{parent}{mark}{child}" for parent, child in edges)
     return f"{facts} [Q] {' '.join(map(str, targets))} [R] {root}"
@@ -232,6 +242,11 @@ def children_of(edges: Iterable[tuple[_Node, _Node]], nodes: Iterable[_Node]) ->
 
 _FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
 _QUERY = re.compile(r" Is (\w+) a (\w+) or (\w+)\?$")
+_ACQUAINTANCE = re.compile(r"(\w+) knows (\w+)\.")
+_ACQUAINTANCES = re.compile(
+    r"(?P<edges>\w+ knows \w+\.(?: \w+ knows \w+\.)*)"
+    r" Who is reached from (?P<root>\w+), (?P<targets>\w+(?:, \w+)* or \w+)\?"
+)
 _SYMBOL_EDGE = re.compile(r"(\d+)[ >](\d+)")
 _SYMBOLS = re.compile(
     r"(?P<edges>\d+ \d+(?: \| \d+ \d+)*|\d+>\d+(?: \d+>\d+)*) \[Q\] (?P<targets>\d+(?: \d+)+) \[R\] (?P<root>\d+)"
@@ -247,15 +262,17 @@ def read_question(question: str) -> ParsedQuestion | None:
     ParsedQuestion(edges=[('5', '0'), ('3', '5')], targets=('4', '0'), root='3')
     >>> read_question("5>0 3>5 [Q] 4 0 1 [R] 3")
     ParsedQuestion(edges=[('5', '0'), ('3', '5')], targets=('4', '0', '1'), root='3')
+    >>> read_question("Ann knows Max. Tom knows Ann. Who is reached from Tom, Kim or Max?")
+    ParsedQuestion(edges=[('Ann', 'Max'), ('Tom', 'Ann')], targets=('Kim', 'Max'), root='Tom')
     """
     if (query := _QUERY.search(question)) is not None:
         facts = _FACT.findall(question[: query.start()])
         return ParsedQuestion(facts, (query[2], query[3]), query[1])
-    symbols = _SYMBOLS.fullmatch(question)
-    if symbols is None:
-        return None
-    edges = [(parent, child) for parent, child in _SYMBOL_EDGE.findall(symbols["edges"])]
-    return ParsedQuestion(edges, tuple(symbols["targets"].split()), symbols["root"])
+    for whole, edge, between in ((_SYMBOLS, _SYMBOL_EDGE, " "), (_ACQUAINTANCES, _ACQUAINTANCE, ", | or ")):
+        if (match := whole.fullmatch(question)) is not None:
+            edges = [(parent, child) for parent, child in edge.findall(match["edges"])]
+            return ParsedQuestion(edges, tuple(re.split(between, match["targets"])), match["root"])
+    return None
 
 
 def edge_spans(question: str) -> list[tuple[int, int]]:
@@ -264,9 +281,10 @@ def edge_spans(question: str) -> list[tuple[int, int]]:
     >>> [text[a:b] for text in ("5>0 3>5 [Q] 4 0 1 [R] 3",) for a, b in edge_spans(text)]
     ['5>0', '3>5']
     """
-    query = _QUERY.search(question)
-    pattern, stop = (_SYMBOL_EDGE, question.find(" [Q]")) if query is None else (_FACT, query.start())
-    return [match.span() for match in pattern.finditer(question, 0, max(0, stop))]
+    for mark, pattern in ((" [Q] ", _SYMBOL_EDGE), (" Who is reached from ", _ACQUAINTANCE), (" Is ", _FACT)):
+        if (stop := question.rfind(mark)) >= 0:
+            return [match.span() for match in pattern.finditer(question, 0, stop)]
+    return []
 
 
 def statistics(examples: Iterable[Example]) -> dict[str, float] | None:

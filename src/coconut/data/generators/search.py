@@ -10,6 +10,8 @@ every tree is a candidate, and one root is asked: the answer is its candidate. W
 Whoever writes the path down must choose the first node before knowing which branch leads to a candidate, so a greedy
 chain of thought is right in one of `branches` questions. Nodes are numbered anew for every question, and edges stand in
 a random order, so nothing can be memorised.
+
+In sentences, nodes are first names: "Tom knows Ann. Ben knows Kim. ... Who is reached from Tom, Kim or Max?"
 """
 
 import random
@@ -17,9 +19,22 @@ from itertools import pairwise
 
 from coconut.config.schema import Search
 from coconut.data.examples import Example
-from coconut.data.generators.graphs import write_symbols
+from coconut.data.generators.graphs import write_question
 
 MAX_NODES = 10_000
+
+# One token each in the vocabulary of SmolLM2, with and without a blank before it.
+# fmt: off
+NAMES = [
+    "Adam", "Alex", "Alexander", "Alice", "Andrew", "Ann", "Anna", "Anne", "Arthur", "Ben", "Bill", "Bob", "Carl",
+    "Charles", "Chris", "Dan", "Daniel", "David", "Donald", "Ed", "Edward", "Elizabeth", "Emily", "Frank", "Fred",
+    "George", "Greg", "Henry", "Jack", "Jacob", "James", "Jamie", "Jane", "Jean", "Jeff", "Jim", "John", "Jon",
+    "Joseph", "Ken", "Kim", "Lee", "Leon", "Lewis", "Lily", "Louis", "Luke", "Marc", "Maria", "Marie", "Martin",
+    "Mary", "Matt", "Matthew", "Max", "Maya", "Michael", "Michel", "Neil", "Nick", "Paul", "Peter", "Phil", "Richard",
+    "Robert", "Ross", "Sam", "Samuel", "Sarah", "Scott", "Simon", "Stephen", "Thomas", "Tim", "Tom", "Victor",
+    "William",
+]
+# fmt: on
 
 
 def count(config: Search) -> int | None:
@@ -30,14 +45,19 @@ def count(config: Search) -> int | None:
             f"data.generator: {config.roots} roots with {config.branches} branches of {config.hops} hops make"
             f" {num_nodes} nodes, wanted at most {MAX_NODES}; lower one of the three"
         )
+    if config.edges == "sentences" and num_nodes > len(NAMES):
+        raise ValueError(
+            f"data.generator: {config.roots} roots with {config.branches} branches of {config.hops} hops make"
+            f" {num_nodes} nodes, but there are only {len(NAMES)} names; lower one of the three, or take edges: words"
+        )
     return None
 
 
 def draw(config: Search, rng: random.Random) -> Example:
-    """Draw the numbers of the nodes, the candidates, the root in the question, and every order."""
-    num_below = config.branches * config.hops
-    symbols = rng.sample(range(config.roots * (1 + num_below)), config.roots * (1 + num_below))
-    trees = [symbols[start :: config.roots] for start in range(config.roots)]
+    """Draw the numbers or names of the nodes, the candidates, the root in the question, and every order."""
+    num_nodes = config.roots * (1 + config.branches * config.hops)
+    nodes = rng.sample(NAMES if config.edges == "sentences" else [str(n) for n in range(num_nodes)], num_nodes)
+    trees = [nodes[start :: config.roots] for start in range(config.roots)]
     # A path begins at the root and goes down one branch: `hops` nodes that no other path holds.
     paths = [[[tree[0], *tree[1 + branch :: config.branches]] for branch in range(config.branches)] for tree in trees]
     edges = [edge for tree in paths for path in tree for edge in pairwise(path)]
@@ -45,5 +65,5 @@ def draw(config: Search, rng: random.Random) -> Example:
     chosen = [rng.choice(tree) for tree in paths]
     asked = chosen[0]
     rng.shuffle(chosen)
-    question = write_symbols(edges, [path[-1] for path in chosen], asked[0], config.edges)
-    return Example(question, [str(node) for node in asked[1:]], str(asked[-1]))
+    question = write_question(edges, [path[-1] for path in chosen], asked[0], config.edges)
+    return Example(question, asked[1:], asked[-1])
