@@ -79,7 +79,7 @@ def project(made, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_make_ends_with_the_table_and_the_path_of_the_page(made):
     project, printed = made
     *_, last = printed.splitlines()
@@ -91,7 +91,7 @@ def test_make_ends_with_the_table_and_the_path_of_the_page(made):
         assert "partial" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dvc_plots_draws_a_line_for_every_entry(project):
     write_params(project, {"curriculum.no_cot.lr": 1e-3})
     run(project, "dvc", "repro")
@@ -106,7 +106,7 @@ def test_dvc_plots_draws_a_line_for_every_entry(project):
             assert all(point["updates"] and point[plot["content"]["encoding"]["y"]["field"]] for point in points)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_experiment_in_a_copy_of_the_work_tree_has_a_page_without_marks(project):
     run(project, "dvc", "exp", "run", "--temp", "-n", "other", "-S", "curriculum.no_cot.lr=1e-3")
     run(project, "dvc", "exp", "apply", "other")
@@ -116,7 +116,7 @@ def test_an_experiment_in_a_copy_of_the_work_tree_has_a_page_without_marks(proje
     assert "partial" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_a_failure_make_names_the_page_of_what_there_is_and_the_table_marks_its_rows(project):
     write_params(project, {"curriculum.latent_1.min_accuracy": 1.0, "curriculum.latent_1.lr": 1e-9})
     done = make(project, "repro")
@@ -133,7 +133,7 @@ def test_after_a_failure_make_names_the_page_of_what_there_is_and_the_table_mark
     assert "latent_1 (of another run)" in rows["latent_1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_numbers_that_came_with_a_clone_are_marked(project, tmp_path):
     run(project, "git", "clone", "-q", ".", str(tmp_path / "clone"))
     clone = tmp_path / "clone"

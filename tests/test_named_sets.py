@@ -279,7 +279,7 @@ def test_kept_scores_come_back_and_no_damage_is_taken_for_them() -> None:
             assert Scores.from_json(damaged) == scores
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_new_set_is_scored_alone_and_trains_nothing_under_the_real_pipeline(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project", {"curriculum": ONE_ENTRY, "probe.enabled": False})
     run(root, "dvc", "repro")

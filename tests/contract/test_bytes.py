@@ -47,6 +47,8 @@ EVERY_METHOD = {
     "marked": train_entry("coconut", "cot", 2, markers=True, c_thought=2, uniform_prob=0.5),
     "unpadded": train_entry("coconut", "cot", 3, pad_latent_to_max=False, max_grad_norm="none"),
     "codi": train_entry("codi", "cot", num_thoughts=3),
+    "sim_cot": train_entry("sim_cot", "latent_1", 2),
+    "sim_codi": train_entry("sim_codi", "cot", num_thoughts=3),
 }
 """A method that is new since the reference has no entry to compare; one that the reference has must stand here."""
 THOUGHTS_ONLY = {
@@ -92,7 +94,9 @@ def test_every_method_of_the_reference_is_compared(known_methods: set[str]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CURRICULA)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "wide" else pytest.mark.long) for name in CURRICULA]
+)
 def test_a_small_curriculum_leaves_the_bytes_of_the_commit_before(
     reference: Path, known_methods: set[str], tmp_path: Path, name: str
 ) -> None:
