@@ -174,7 +174,9 @@ def test_logits_that_are_not_finite_are_refused(whole: Path, tmp_path: Path) -> 
     name = next(name for name in weights if name.endswith("down_proj.weight"))
     weights[name][:2] = 3e38
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    reasoner = Reasoner.from_pretrained(folder)
+    with pytest.raises(ValueError, match="logits that are not finite: its weights are damaged"):
+        Reasoner.from_pretrained(folder)
+    reasoner = Reasoner.from_pretrained(folder, prove=False)
     for ask in (reasoner.solve, reasoner.think):
         with pytest.raises(ValueError, match="checkpoint: found logits that are infinite or not"):
             ask(["1 + 2 + 3 ?"])

@@ -43,7 +43,7 @@ def test_one_command_makes_every_output(finished: Path) -> None:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert metrics["num_examples"] == 16
         assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
-        assert metrics["train_updates"] == {"cot": 12}.get(entry, 6)
+        assert json.loads((folder / "costs.json").read_text())["train_updates"] == {"cot": 12}.get(entry, 6)
         assert len((folder / "predictions.jsonl").read_text().splitlines()) == 16
         assert (folder / "history.csv").is_file()
     assert (finished / "outputs/report/report.md").is_file()

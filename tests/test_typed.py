@@ -32,6 +32,7 @@ def test_the_public_names_are_listed_and_there() -> None:
         "Thought",
         "__version__",
         "check_method",
+        "same_answer",
     }
     assert set(coconut.__all__) <= set(dir(coconut))
     assert all(getattr(coconut, name) for name in coconut.__all__)

@@ -70,13 +70,13 @@ def whole_params(name: str, root: Path = Path()) -> str:
     if name not in paths:
         raise ValueError(f"recipe {shown(name)}: unknown; `coconut recipe` lists those there are{suggest(name, paths)}")
     read_about(paths[name])
-    text, yaml = paths[name].read_text(encoding="utf-8"), YAML()
-    yaml.width = sys.maxsize
+    text, round_trip = paths[name].read_text(encoding="utf-8"), YAML()
+    round_trip.width = sys.maxsize
     head = "".join(re.findall(r"\A(?:#.*\n)+", text))
-    whole = yaml.load(paths[DEFAULT].read_text(encoding="utf-8"))
-    _put_on_top(whole, yaml.load(text.removeprefix(head)))
+    whole = round_trip.load(paths[DEFAULT].read_text(encoding="utf-8"))
+    _put_on_top(whole, round_trip.load(text.removeprefix(head)))
     del whole["about"]
-    yaml.dump(whole, stream := io.StringIO())
+    round_trip.dump(whole, stream := io.StringIO())
     head += f"# `coconut recipe {name}` writes this file. Every value of the pipeline stands here.\n\n"
     text = head + _spaced(stream.getvalue())
     try:

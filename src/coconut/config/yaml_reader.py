@@ -104,7 +104,7 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
             f"{place}: line {_line_at(text, found)}: found a directive, such as %YAML, wanted none; take the line out"
         )
     try:
-        return yaml.load(text, Loader=_Yaml12Loader)
+        return _Yaml12Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{place}: not valid YAML: {_describe(error, text)}") from None
     except ValueError as error:

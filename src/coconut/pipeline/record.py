@@ -60,6 +60,8 @@ def _parse(body: Any) -> Record | None:
     try:
         deps, outs = ({file["path"]: file.get("md5") for file in body.get(key, [])} for key in ("deps", "outs"))
         sizes = {file["path"]: file.get("size") for file in body.get("outs", [])}
+        if not all(size is None or isinstance(size, int) for size in sizes.values()):
+            return None
         return Record(str(body["cmd"]), dict(body.get("params", {}).get("params.yaml", {})), deps, outs, sizes)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
