@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch
 from safetensors.torch import load_file, save_file
 
 from coconut import Reasoner, terminal
@@ -164,6 +165,16 @@ def test_weights_of_whole_numbers_are_refused(whole: Path, tmp_path: Path) -> No
         (folder / name).write_bytes(content.replace(b'"F32"', b'"I32"'))
         with pytest.raises(ValueError, match=rf"{name}: .*: found \w+ of type (I32|torch.int32), wanted"):
             Reasoner.from_pretrained(folder)
+
+
+def test_weights_of_eight_bits_are_refused(whole: Path, tmp_path: Path) -> None:
+    """Published ones have scales beside them, without which they are other numbers."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(whole, folder)
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*: found weights of type F8_E4M3, wanted"):
+        Reasoner.from_pretrained(folder)
 
 
 def test_logits_that_are_not_finite_are_refused(whole: Path, tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def test_a_part_that_gives_no_text_is_named_with_the_cure(row, keys, message):
         (r"\boxed {\text{(A)}}", r"\text{(A)}"),
         (r"\fbox{5} cm", "5"),
         (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed{1}, so $\boxed 5$.", "5"),
+        (r"It is \boxed 12.", "12"),
     ],
 )
 def test_a_gold_answer_is_what_the_last_box_holds(text, answer):

@@ -218,6 +218,10 @@ def test_what_datasets_saves_to_disk_is_read_as_a_folder(tmp_path):
     rows = [{"q": f"x{number}", "a": number / 10} for number in range(7)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "mine", num_shards=3)
     assert [e.question for e in read(tmp_path / "mine", fields=QA).examples] == [row["q"] for row in rows]
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "both")
+    assert len(read(tmp_path / "both/train", fields=QA).examples) == len(rows)
+    with pytest.raises(ValueError, match="both: a folder of the splits train; name one, as in both/train"):
+        read(tmp_path / "both", fields=QA)
 
 
 def test_several_files_make_one_split_in_the_order_of_their_names(tmp_path):

@@ -268,14 +268,20 @@ def _note_own_head(model: PreTrainedModel, folder: Path) -> None:
     )
 
 
+_WHOLE_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
 def _check_floating(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse weights that are whole numbers in their file: as floats these would be read as something else."""
+    """Refuse weights that are whole numbers, or floats of eight bits and fewer, in their file.
+
+    As plain floats they would be read as something else: such weights have scales beside them.
+    """
     # The file may name them with or without a prefix; a mask or a list of positions beside them is no weight.
     tails = {name.partition(".")[2] or name for name, _ in model.named_parameters()}
     tails |= {name for name, _ in model.named_parameters()}
     for path in weight_files(folder):
         for name, dtype in read_dtypes(path).items():
-            if "F" not in dtype and tails & {name, name.partition(".")[2]}:
+            if dtype not in _WHOLE_FLOATS and tails & {name, name.partition(".")[2]}:
                 raise ValueError(
                     f"{path}: {name}: found weights of type {dtype}, wanted floating-point numbers (F32, F16 or BF16);"
                     f" the file is damaged, or quantised: {_FETCH}, or {RESTORE}"

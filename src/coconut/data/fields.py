@@ -280,12 +280,17 @@ def _missing(value: Any, path: str, walked: str) -> RowError:
 
 
 def _read_box(text: str) -> str:
-    r"""Return what the last `\boxed{...}` holds, whose braces may be nested.
+    r"""Return what the last `\boxed{...}` holds, whose braces may be nested; of one without braces the word after it.
 
     >>> _read_box(r"so \boxed{1}, no, $\boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'
+    >>> _read_box(r"so $\boxed 5$.")
+    '5'
     """
-    *_, start = [match.end() for match in re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text)] or [-1]
+    boxes = list(re.finditer(r"\\(?:f?boxed|fbox)(?:\s*\{|\s+(?P<word>[^\s{}$]+))", text))
+    if boxes and boxes[-1]["word"]:
+        return boxes[-1]["word"].rstrip(".,;")
+    start = boxes[-1].end() if boxes else -1
     depth = 1
     for match in re.finditer(r"\\.|[{}]", text[start:] if start >= 0 else ""):
         depth += {"{": 1, "}": -1}.get(match[0], 0)

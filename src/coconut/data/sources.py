@@ -172,7 +172,10 @@ def _published_rows(text: str, path: Path, file_format: str) -> list[Row]:
 
 def _read_bytes(path: Path, key: str) -> bytes:
     if not path.is_file():
+        splits = sorted(one.parent.name for one in path.glob("*/state.json"))
         found = "a folder" if path.is_dir() else "no such file"
+        if splits:
+            found = f"a folder of the splits {', '.join(splits)}; name one, as in {path.name}/{splits[0]}"
         raise ValueError(
             f"{path}: {found}, wanted the file of {key}.file below data.raw_dir, or a pattern such as train-*.parquet;"
             f" data/raw/README.md says where the sets are published{suggest(path.name, _names_beside(path))}"
