@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch
 from safetensors.torch import load_file, save_file
 
 from coconut import Reasoner, terminal
