@@ -82,7 +82,9 @@ def test_a_failed_branch_is_named_and_the_other_one_is_kept(root, straight, keep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.long) for one in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_a_signal_ends_all_branches_and_both_go_on_from_where_they_were(root, straight, number):
     standin.behave(root, {"train@cot": [{"nap": 0.3}], "train@no_cot": [{"nap": 0.3}]})
     process = standin.start(root, "coconut", "repro", "--jobs", "2")

@@ -150,6 +150,7 @@ def test_a_damaged_file_of_a_checkpoint_is_one_message(name: str, whole: Path, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.long
 def test_many_damages_of_a_file_are_each_one_message(name: str, whole: Path, tmp_path: Path) -> None:
     seeds = range(NUM_FAST, NUM_FAST + NUM_SLOW)
     assert try_damages(whole, tmp_path / "damaged", name, seeds) > NUM_SLOW // 4

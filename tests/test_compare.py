@@ -311,6 +311,7 @@ def test_committed_figures_that_the_recorded_run_did_not_leave_are_left_out(run)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_experiments_of_the_queue_that_failed_are_named(run):
     for name, change in {"s1": "seed=1", "bad": "model=fails"}.items():
         assert run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", change).returncode == 0

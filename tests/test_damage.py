@@ -166,7 +166,7 @@ def test_a_damaged_file_is_read_or_named_in_one_message(whole, tmp_path, name):
     check_damages(whole, tmp_path / "damaged", name, 30 if name.startswith("raw") else 9, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_damaged_in_many_ways_is_read_or_named_in_one_message(whole, tmp_path, name):
     check_damages(whole, tmp_path / "damaged", name, 300, seed=1)

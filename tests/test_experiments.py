@@ -69,7 +69,13 @@ def result_of_a_straight_run(root: Path, tmp_path: Path) -> str:
 
 # DVC runs stages by $SHELL: bash makes room for a lone command by itself, the `sh` of cron and services does not.
 @pytest.mark.parametrize(
-    ("where", "shell"), [([], "/bin/sh"), (["--temp"], "/bin/sh"), ([], "/bin/bash")], ids=["workspace", "temp", "bash"]
+    ("where", "shell"),
+    [
+        ([], "/bin/sh"),
+        pytest.param(["--temp"], "/bin/sh", marks=pytest.mark.long),
+        pytest.param([], "/bin/bash", marks=pytest.mark.long),
+    ],
+    ids=["workspace", "temp", "bash"],
 )
 def test_an_experiment_continues_a_killed_one(root, tmp_path, monkeypatch, where, shell):
     monkeypatch.setenv("SHELL", shell)
@@ -89,6 +95,7 @@ def test_an_experiment_continues_a_killed_one(root, tmp_path, monkeypatch, where
     assert (root / "outputs/cot").read_text() == result_of_a_straight_run(root, tmp_path)
 
 
+@pytest.mark.long
 def test_the_queue_continues_a_killed_experiment(root):
     """Also: the trainer does not die of its parent's thread, as it would if the queue started it from one."""
     standin.behave(root, {"train@cot": [{"nap": 0.1, "die_at": 25}]})

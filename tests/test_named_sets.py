@@ -303,6 +303,7 @@ def test_a_new_set_is_scored_alone_and_trains_nothing_under_the_real_pipeline(tm
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_between_two_sets_loses_none_that_was_scored(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project", {"curriculum": ONE_ENTRY, "probe.enabled": False})
     run(root, "dvc", "repro", "evaluate@cot")

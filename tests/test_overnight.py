@@ -194,6 +194,7 @@ def test_when_overnight_is_killed_dvc_and_the_trainer_end_too_and_the_next_night
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_when_dvc_alone_is_killed_the_next_try_resumes(root, finished):
     standin.behave(root, {"train@cot": [{"nap": 0.2}]})
     night = standin.start(root, "coconut", "overnight", "--pause-s", "0.1")
@@ -328,6 +329,7 @@ def test_a_torn_dvc_lock_beside_a_living_dvc_stays_and_is_named(done_root):
     assert (done_root / "dvc.lock").read_bytes() == b""
 
 
+@pytest.mark.long
 def test_a_night_whose_files_are_changed_while_it_runs_asks_dvc_once_more(root):
     """As by `git stash`: dvc ends well, having begun with other parameters, or before another record was taken back."""
     standin.behave(root, {"train@no_cot": [{"nap": 0.2}]})
@@ -341,6 +343,7 @@ def test_a_night_whose_files_are_changed_while_it_runs_asks_dvc_once_more(root):
     assert {row.state for row in stage_rows(root)} == {"done"}
 
 
+@pytest.mark.long
 def test_the_night_keeps_a_copy_of_dvc_lock_at_the_start_of_each_stage(root):
     standin.behave(root, {"train@cot": [{"fail_at": 1}, {"fail_at": 1}, {"fail_at": 1}]})
     standin.run(root, "coconut", "overnight", "--tries", "1", "train@cot")
@@ -460,6 +463,7 @@ def test_what_a_full_disk_took_of_a_copy_is_removed_and_the_copy_before_it_stays
     assert not temporary.is_symlink()
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_costs_the_copy_of_dvc_lock_and_not_the_night(root):
     tmp = root / ".dvc/tmp"
     tmp.mkdir(exist_ok=True)
@@ -520,6 +524,7 @@ def test_a_dvc_lock_is_whole_with_its_last_byte_only(done_root):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_lock_of_a_living_dvc_is_respected(root):
     standin.behave(root, {"base": [{"nap": 8}]})
     dvc = standin.start(root, "dvc", "repro")

@@ -73,6 +73,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
     assert "up to date" in again.stdout
 
 
+@pytest.mark.long
 def test_one_entrys_learning_rate_trains_it_and_what_follows_it_and_nothing_else(project: Path) -> None:
     done = run(project, "dvc", "exp", "run", "-S", "curriculum.latent_2.lr=5e-5")
     order = ["params", "train@latent_2", "evaluate@latent_2", "probe@latent_2", "report"]
@@ -86,6 +87,7 @@ def test_knobs_that_cannot_change_a_result_train_nothing(project: Path, change: 
     assert stages_run(run(project, "dvc", "exp", "run", "-S", change)) == ["params"]
 
 
+@pytest.mark.long
 def test_an_entry_added_on_the_command_line_trains_alone(project: Path) -> None:
     entry = "{parent: cot, method: pause_as_thought, latent_stage: 2, epochs: 1, lr: 1e-3}"
     done = run(project, "dvc", "exp", "run", "-S", f"+curriculum.pause={entry}")
@@ -93,6 +95,7 @@ def test_an_entry_added_on_the_command_line_trains_alone(project: Path) -> None:
     assert sorted(stages_run(done), key=order.index) == order
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_twice(finished: Path, tmp_path: Path) -> None:
     second = make_project(tmp_path / "second")
     run(second, "dvc", "repro", "evaluate@latent_2")

@@ -396,6 +396,7 @@ def test_sharded_training_goes_on_after_a_kill_with_any_number_of_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_first_update_of_sharded_weights_is_that_of_one_process(encoded: Path, tmp_path: Path) -> None:
     found = {}
     for kind, count in (("none", 1), ("update", 2), ("pass", 3)):

@@ -11,7 +11,7 @@ from coconut.pipeline.events import last_run
 from project import commit, make_project, run, stages_run, write_params
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="the pipeline's guards are Linux only"),
 ]
 

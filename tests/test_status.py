@@ -230,7 +230,7 @@ def damaged(whole: bytes, places: range) -> Iterator[bytes]:
         yield whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 29], ids=["each byte", "every 29th byte"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.long), 29], ids=["each byte", "every 29th byte"])
 def test_any_damage_of_dvc_lock_gives_a_table(root, step):
     lock = root / "dvc.lock"
     whole = lock.read_bytes()

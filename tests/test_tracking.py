@@ -176,6 +176,7 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.long
 def test_wandb_writes_offline_where_nothing_else_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:

@@ -63,6 +63,7 @@ def check_types(script: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_users_script_passes_strict_type_checks_and_a_wrong_one_does_not(tmp_path: Path) -> None:
     assert "Success: no issues found" in check_types(SCRIPT, tmp_path)
     wrong = check_types(SCRIPT.replace('device="cpu"', "device=3"), tmp_path)

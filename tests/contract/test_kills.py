@@ -1,6 +1,6 @@
 """SIGKILL at random moments of `dvc repro`: run again, it leaves the bytes of an undisturbed run.
 
-`COCONUT_CONTRACT_KILLS` says how many kills (4 by default), `COCONUT_CONTRACT_KILLS_SEED` makes the draws. One kill in
+`COCONUT_CONTRACT_KILLS` says how many kills (2 by default), `COCONUT_CONTRACT_KILLS_SEED` makes the draws. One kill in
 four falls into the training of the entry `killed`, whose method is `COCONUT_CONTRACT_KILLS_METHOD`: a name such as
 `icot`, or an entry's keys such as `{method: icot, icot_tokens_per_epoch: 4, icot_smoothing: 4}`. The summary goes to
 the test's output: `pytest tests/contract/test_kills.py -s`.
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="stages end with their dvc on Linux only"),
 ]
 
-NUM_KILLS = int(os.environ.get("COCONUT_CONTRACT_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("COCONUT_CONTRACT_KILLS", "2"))
 SEED = int(os.environ.get("COCONUT_CONTRACT_KILLS_SEED", "0"))
 METHOD = os.environ.get("COCONUT_CONTRACT_KILLS_METHOD", "coconut")
 AIMED = "train@killed"
