@@ -78,6 +78,8 @@ def test_what_cannot_change_a_training_does_no_update_twice(project: Path, name:
 def test_a_finished_training_that_dvc_runs_again_takes_its_finished_state(project: Path) -> None:
     """A gate changes no byte, so that DVC's list of inputs is coarser than the fingerprint."""
     assert updates_done(project) == NUM_UPDATES
+    states = [path.parent for path in (project / ".resume").glob("train@*/state-*")]
+    assert len(states) == len(set(states)) == len(ENTRIES), "a finished training keeps its newest state alone"
     before, histories = weights(project), [(project / f"outputs/{name}/history.csv").read_bytes() for name in ENTRIES]
     write_params(project, {f"curriculum.{name}.min_accuracy": 0.0 for name in ENTRIES})
     again = run(project, "dvc", "repro", *(f"train@{name}" for name in ENTRIES))

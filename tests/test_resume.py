@@ -114,6 +114,15 @@ def test_the_newest_state_and_the_one_before_it_are_kept(tmp_path):
     ]
 
 
+def test_when_the_outputs_are_written_the_newest_state_alone_is_kept(tmp_path):
+    save(tmp_path, 1, 2)
+    with ResumeStore.open("train@cot", FINGERPRINT, TENSORS_FILE, root=tmp_path) as store:
+        store.load()
+        store.keep_newest_alone()
+    assert [path.name for path in (tmp_path / FOLDER).glob("state-*")] == ["state-00000002"]
+    assert_same(load(tmp_path), 2)
+
+
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
 def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path, warnings, name):
     save(tmp_path, 1, 2)

@@ -6,7 +6,8 @@ stage, and outside of the temporary work trees of `dvc exp run --temp` and the q
     lock                     held (flock) by the one trainer that uses this folder
     progress.json            where it is, for `coconut status`
     room-1.json              what fits into memory, if a process found out that less does (see `room`)
-    state-00000007/          the newest state; state-00000006/ is the last good one before it (see `states`)
+    state-00000007/          the newest state; state-00000006/ is the last good one before it (see `states`),
+                             and goes when the outputs are written
 
 A state is written to a temporary folder, flushed to the disk and renamed, so that a kill at any
 moment leaves the state before it. What else lies in the folder of a stage is nobody's, and is deleted
@@ -151,7 +152,7 @@ class ResumeStore:
             with contextlib.suppress(OSError):
                 remove(temporary)
             raise self._complaint(error) from error
-        self._remove_all_but(path)
+        self._remove_all_but(path, self._good)
         self._good = path
         seconds = time.monotonic() - start
         if self._pacing.note_save(seconds):
@@ -160,6 +161,14 @@ class ResumeStore:
                 " (runtime.save_every_s)",
                 *(self._stage, seconds, self._pacing.pause_s, self._pacing.save_every_s),
             )
+
+    def keep_newest_alone(self) -> None:
+        """Delete the states before the newest one, once the stage has written its outputs.
+
+        The newest is what a stage that DVC runs once more finishes from, without an update: after a change of
+        `min_accuracy`, say. `coconut prune` deletes it too.
+        """
+        self._remove_all_but(self._good)
 
     def num_bytes(self) -> int:
         """Return what the states that lie here take on the disk."""
@@ -198,9 +207,9 @@ class ResumeStore:
             with contextlib.suppress(OSError):
                 remove(probe)
 
-    def _remove_all_but(self, path: Path) -> None:
+    def _remove_all_but(self, *kept: Path | None) -> None:
         for old in state_paths(self.folder):
-            if old not in (path, self._good):
+            if old not in kept:
                 try:
                     remove(old)
                 except OSError as error:

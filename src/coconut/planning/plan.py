@@ -120,8 +120,10 @@ def _check_room(root: Path, rows: Sequence[Row], times: "Mapping[str, EntryTimes
     memory_mb = free_memory_mb()
     _print(f"Memory: about {peak_mb / 1e3:.1f} GB at its peak, of {memory_mb / 1e3:.1f} GB that are free.")
     trained = [times[name] for row in rows for kind, _, name in [row.stage.partition("@")] if kind == "train"]
-    # Outputs lie in the work tree and, copied or linked, in DVC's cache; two states stay until `coconut prune`.
-    num_bytes = sum(4 * _COPIES * found.num_bytes for found in trained)
+    # Outputs lie in the work tree and, copied or linked, in DVC's cache; a state stays until `coconut prune`, and
+    # a training has two more, one of them while it is written.
+    num_bytes = sum(3 * _COPIES * found.num_bytes for found in trained)
+    num_bytes += jobs * 2 * _COPIES * max((found.num_bytes for found in trained), default=0)
     free = shutil.disk_usage(root).free
     _print(f"Disk: at most {amount(num_bytes)}, of {amount(free)} that are free.")
     problems = []

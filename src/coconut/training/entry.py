@@ -80,6 +80,8 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
         inputs.refuse_if_changed()
         peaks_mb = trainer.peers.gather(peak_memory_mb())
         write_outputs(trainer, tokenizer, params.encode.prompt, versions(), peaks_mb)
+        if leads:
+            store.keep_newest_alone()
 
 
 class _Follower(Outside):
