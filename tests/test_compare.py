@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,16 @@ def test_seeds_that_agree_do_not_make_an_accuracy_certain(tmp_path):
     ]
     first, other = group_experiments(experiments)
     assert seeds_table([first]).rows[0] == ["cot", "A", "0: 0.000  1: 0.000", "2", "0.000 [0.000, 0.161]"]
-    assert pairs_table(first, other).rows[0] == ["cot", "0: 1.000  1: 1.000", "2", "+0.000 [-0.161, +0.161]"]
+    assert pairs_table(first, other).rows[0] == ["cot", "the same answers", "2", "+0.000 [-0.161, +0.161]"]
+
+
+def test_entries_that_a_change_did_not_reach_share_a_row(tmp_path):
+    first, other = group_experiments(
+        [experiment(tmp_path, name, cot="+-+-", latent_1="++--", model=name) for name in ("a", "b")]
+    )
+    assert pairs_table(first, other).rows == [["cot, latent_1", "the same answers", "1", "+0.000"]]
+    (changed,) = group_experiments([experiment(tmp_path, "c", cot="+-+-", latent_1="+++-", model="c")])
+    assert [row[0] for row in pairs_table(first, changed).rows] == ["latent_1", "cot"]
 
 
 def test_groups_are_paired_by_seed_and_by_example(tmp_path):
@@ -135,7 +145,7 @@ def test_two_named_runs_that_differ_in_the_seed_alone_are_tested_against_each_ot
         "B against A, paired by seed and by test example\n"
         "entry     McNemar's p by seed  seeds  B - A [95 %]\n"
         "cot       0.008                    1        -1.000\n"
-        "latent_1  1.000                    1        +0.000\n"
+        "latent_1  the same answers         1        +0.000\n"
     )
 
 
@@ -299,6 +309,19 @@ def test_a_commit_that_was_never_run_has_no_figures(run):
     assert "left out: HEAD: all of it (model changed)" in done.stdout.splitlines()
     assert "cot       A      0: 1.000              1        1.000" in done.stdout.splitlines()
     assert "left out: HEAD: all of it (model changed)" in run("cat", "outputs/comparison/report.md").stdout
+
+
+@pytest.mark.slow
+def test_experiments_of_other_commits_are_named_and_not_compared(run):
+    assert run("dvc", "exp", "run", "-q", "-n", "before", "-S", "seed=1").returncode == 0
+    assert run("git", "checkout", "-q", "--", ".").returncode == 0
+    assert run("git", "commit", "-q", "--allow-empty", "-m", "later").returncode == 0
+    lines = run(sys.executable, "-m", "coconut", "compare").stdout.splitlines()
+    assert "A  the first: HEAD (seed 0)" in lines
+    (line,) = [line for line in lines if "before" in line]
+    assert re.fullmatch(r"not compared unless named: 1 experiment of commit \w{7}: before", line)
+    named = run(sys.executable, "-m", "coconut", "compare", "HEAD", "before").stdout.splitlines()
+    assert "B  the same params: before (seed 1)" in named
 
 
 @pytest.mark.slow

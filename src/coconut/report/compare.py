@@ -29,6 +29,7 @@ from coconut.tracking import flatten
 WORKSPACE = "workspace"
 
 _MAX_CHANGES_SHOWN = 4
+_MAX_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,12 @@ def seeds_table(groups: Sequence[Group]) -> Table:
 
 
 def pairs_table(first: Group, other: Group) -> Table:
-    """Build a table with one row per entry: how much better `other` is than `first` on the same seeds and examples."""
+    """Build a table with one row per entry: how much better `other` is than `first` on the same seeds and examples.
+
+    Entries with the same answers in both, as those that a change did not reach, share a row at the end.
+    """
     rows = []
+    same: dict[tuple[str, str], list[str]] = {}
     for entry in _entries([first, other]):
         by_seed, pairs = [], []
         for label, one, two in _pair_experiments(first, other):
@@ -172,8 +177,12 @@ def pairs_table(first: Group, other: Group) -> Table:
             if before.metric("accuracy") is not None and after.metric("accuracy") is not None:
                 pairs.append((before, after))
             by_seed.append(f"{label}{format_p(paired_p(before, after))}")
-        if pairs:
-            rows.append([entry, "  ".join(by_seed), str(len(pairs)), _format_difference(pairs)])
+        end = (str(len(pairs)), _format_difference(pairs)) if pairs else ("", "")
+        if pairs and all(before.predictions and before.predictions == after.predictions for before, after in pairs):
+            same.setdefault(end, []).append(entry)
+        elif pairs:
+            rows.append([entry, "  ".join(by_seed), *end])
+    rows += [[", ".join(entries), "the same answers", *end] for end, entries in same.items()]
     header = ["entry", "McNemar's p by seed", "seeds", f"{other.letter} - {first.letter} [95 %]"]
     return Table(header, rows, num_text_columns=2)
 
@@ -248,6 +257,23 @@ def describe_queue(names: Sequence[str]) -> list[str]:
             verb = state if len(missing) == 1 else state.replace("has", "have")
             is_not = "is not" if len(missing) == 1 else "are not"
             lines.append(visible(f"{len(missing)} of the queue {verb} and {is_not} in the table: {', '.join(missing)}"))
+    return lines
+
+
+def describe_elsewhere() -> list[str]:
+    """Name the experiments of other commits than the current one: they are compared where they are named."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        here = repo.scm.get_rev()
+        found = repo.experiments.ls(all_commits=True)
+    lines = []
+    for commit, experiments in sorted(found.items()):
+        if commit != here:
+            names = [name for name, _ in experiments]
+            shown = ", ".join(names[:_MAX_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_NAMES_SHOWN else "")
+            many = "experiments" if len(names) > 1 else "experiment"
+            lines.append(visible(f"not compared unless named: {len(names)} {many} of commit {commit[:7]}: {shown}"))
     return lines
 
 

@@ -11,6 +11,7 @@ from coconut.layout import OUTPUTS_DIR, REPORT_DIR
 from coconut.report.compare import (
     WORKSPACE,
     compare,
+    describe_elsewhere,
     describe_left_out,
     describe_queue,
     find_stale,
@@ -56,7 +57,7 @@ def run_compare(names: Sequence[str]) -> int:
         experiments.append(read_experiment(name, read_text, marks=find_stale(name, read_text)))
     scored = [experiment for experiment in experiments if experiment.is_scored] or experiments
     missing = describe_left_out([one for one in experiments if one not in scored])
-    missing += [] if names else describe_queue(listed)
+    missing += [] if names else [*describe_queue(listed), *describe_elsewhere()]
     groups = group_to_compare(scored)
     shutil.rmtree(COMPARISON_DIR, ignore_errors=True)
     with writing(COMPARISON_DIR):
