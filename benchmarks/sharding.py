@@ -51,7 +51,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
 
     from coconut.checkpoints.weights import load_model
     from coconut.config.params import load_params
-    from coconut.devices import build_accelerator, compute_dtype_of, peers_of
+    from coconut.devices import build_accelerator, compute_dtype_of, ranks_of
     from coconut.model.feedback import Feedback
     from coconut.model.passes import PassOptions
     from coconut.training.learner import Learner
@@ -61,7 +61,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
 
     params = load_params(HERE.parent / "params.yaml")
     accelerator = build_accelerator(params.runtime, precision)
-    peers = peers_of(accelerator)
+    ranks = ranks_of(accelerator)
     peak = Peak()
     peak.start()
     shards = None
@@ -71,7 +71,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
         shards = load_sharded(
             folder,
             lambda _model: Feedback(),
-            peers,
+            ranks,
             kind,  # type: ignore[arg-type]
             torch.float32,
             compute_dtype_of(accelerator),
@@ -86,7 +86,7 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
         micro_batch=1,
         method=default_method(),
         options=PassOptions(fast=False),
-        peers=peers,
+        ranks=ranks,
         shards=shards,
     )
     views = make_views(4, num_latents=num_thoughts, question=(4, 8), supervised=(2, 4))
@@ -98,8 +98,8 @@ def work(folder: Path, kind: str, num_thoughts: int, precision: str) -> None:
         objective.accumulate(rows, learner.parameters)
         learner.clip_gradients()
         learner.step(1e-5)
-    peaks = peers.gather(peak.largest - peak.before)
-    if peers.leads:
+    peaks = ranks.gather(peak.largest - peak.before)
+    if ranks.is_main:
         print(json.dumps(peaks))
 
 

@@ -15,13 +15,13 @@ def load() -> Work:
     from coconut.files import replace_file
     from coconut.layout import OUTPUTS_DIR
     from coconut.pipeline.machine import check_machine
-    from coconut.pipeline.plausibility import check_model_config, find_doubts, most_rows
+    from coconut.pipeline.plausibility import check_model_config, find_warnings, most_rows
 
     def main() -> None:
         """Write `outputs/params.checked`, always the same bytes, so that nothing runs again because of them."""
         params = load_params()
         check_model_config(params)
-        for warning in [*find_former(), *check_machine(params), *find_doubts(params, most_rows(params.data))]:
+        for warning in [*find_former(), *check_machine(params), *find_warnings(params, most_rows(params.data))]:
             logger.warning("{}", warning)
         OUTPUTS_DIR.mkdir(parents=True, exist_ok=True)
         replace_file(OUTPUTS_DIR / "params.checked", "params.yaml holds no mistake\n")

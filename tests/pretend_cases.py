@@ -39,17 +39,17 @@ from coconut.model.feedback import build_feedback
 from coconut.model.generation import generate
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling, sample
-from coconut.peers import Peers
+from coconut.ranks import Ranks
 from coconut.training import learner, objective
+from coconut.training.callbacks import Stopped
 from coconut.training.loop import Trainer
 from coconut.training.objective import Objective
-from coconut.training.outside import Stopped
 from families import build_family
 from test_config import shipped_tree
 from test_evaluator import make_evaluator
 from test_generation import make_prompts, make_talkative
-from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, TwoPeers, make_entry, untimed
-from update_of_peers import make_views
+from test_loop import MARKERS, FakeSet, FakeValidation, Keeper, TwoRanks, make_entry, untimed
+from update_of_ranks import make_views
 
 ALWAYS = replace(Thresholds().on(pretend_device.NAME), min_width=0, min_weight_elements=0)
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "phi3", "gemma", "gemma2", "gemma3_text")
@@ -180,7 +180,7 @@ def training() -> dict[str, Any]:
         trainer = make_trainer(PRETEND, (0.7, 0.3)) if stop_after else make_trainer(PRETEND)
         if stop_after:
             first = make_trainer(PRETEND)
-            first.outside = keeper = HostKeeper(stop_after=stop_after)
+            first.callbacks = keeper = HostKeeper(stop_after=stop_after)
             with pytest.raises(Stopped):
                 first.fit()
             tensors, record = keeper.states[-1]
@@ -212,24 +212,24 @@ def training() -> dict[str, Any]:
 def waiting() -> dict[str, Any]:
     """Count what CUDA would wait for: in an update, cut into pieces too, and for each further generated token."""
     found: dict[str, Any] = {}
-    for family, way, micro_batch, is_bf16, rounds, peers in (
-        *(("gpt2", way, 99, False, 0, Peers()) for way in ("store", "checkpoints")),
-        ("llama", "store", 99, True, 0, TwoPeers()),
-        ("qwen2", "checkpoints", 2, True, 0, Peers()),
-        ("mistral", "store", 2, False, 0, Peers()),
-        ("gpt2", "store", 1, True, 0, Peers()),
-        ("gpt2", "fast", 2, False, 0, TwoPeers()),  # So narrow that the library's cache is read.
-        ("llama", "fast", 99, True, 2, Peers()),
+    for family, way, micro_batch, is_bf16, rounds, ranks in (
+        *(("gpt2", way, 99, False, 0, Ranks()) for way in ("store", "checkpoints")),
+        ("llama", "store", 99, True, 0, TwoRanks()),
+        ("qwen2", "checkpoints", 2, True, 0, Ranks()),
+        ("mistral", "store", 2, False, 0, Ranks()),
+        ("gpt2", "store", 1, True, 0, Ranks()),
+        ("gpt2", "fast", 2, False, 0, TwoRanks()),  # So narrow that the library's cache is read.
+        ("llama", "fast", 99, True, 2, Ranks()),
     ):
         trainer = make_trainer(PRETEND, family=family, is_bf16=is_bf16, rounds=rounds)
         trainer.model.train()
         trainer.objective.options, trainer.objective.micro_batch = WAYS[way], micro_batch
-        trainer.objective.peers = peers
+        trainer.objective.ranks = ranks
         trainer.update([0, 1, 2], [3, 4, 5])  # The first one makes the moments.
         with pretend_device.counting() as counts:
             trainer.update([3, 4, 5], [6, 7])
         found[
-            f"update: {family}, {way}, micro-batches of {micro_batch}, {is_bf16=}, {rounds=}, processes={peers.count}"
+            f"update: {family}, {way}, micro-batches of {micro_batch}, {is_bf16=}, {rounds=}, processes={ranks.count}"
         ] = waits_of(counts)
     for rounds in (0, 2):
         model = build_family("gpt2", 64).eval().to(PRETEND)

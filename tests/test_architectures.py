@@ -30,8 +30,8 @@ from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import ViewWriter
 from coconut.evaluation.evaluator import Evaluator
 from coconut.reasoner import Reasoner
+from coconut.training.callbacks import Stopped
 from coconut.training.loop import Trainer
-from coconut.training.outside import Stopped
 from test_config import shipped_tree
 from test_loop import FakeValidation, Keeper
 
@@ -219,11 +219,11 @@ def test_a_stopped_run_goes_on_with_the_projections_weights_and_moments(params: 
     entry = dataclasses.replace(entry_of(params, thought="projection"), epochs=2)
     straight, _ = train(params, entry, tmp_path / "base")
     first = build_trainer(params, entry, tmp_path / "base")[0]
-    first.outside = outside = Keeper(stop_after=1)
+    first.callbacks = callbacks = Keeper(stop_after=1)
     with pytest.raises(Stopped):
         first.fit()
     second = build_trainer(params, entry, tmp_path / "base")[0]
-    second.restore_state(*outside.states[-1])
+    second.restore_state(*callbacks.states[-1])
     second.fit()
     assert sum(name.startswith("feedback.") for name in straight.learner.parameters) == 6
     for name, parameter in straight.learner.parameters.items():

@@ -20,7 +20,7 @@ from coconut.methods import Row
 from coconut.methods.codi import Codi, Keys
 from coconut.model.feedback import Feedback, build_feedback
 from coconut.model.passes import PassOptions
-from coconut.peers import NoRoomError, Peers
+from coconut.ranks import BatchTooLargeError, Ranks
 from coconut.training.objective import Objective
 from coconut.training.rows import TrainingRow
 from tiny_models import build_tiny_model
@@ -100,7 +100,7 @@ def test_loss_and_gradients_equal_a_slow_version(family: str, micro_batch: int, 
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=5e-5 * largest, msg=name)
 
 
-class Pair(Peers):
+class Pair(Ranks):
     """The first of two processes; the other one has found nothing."""
 
     def gather(self, value: object) -> list[object]:
@@ -110,12 +110,12 @@ class Pair(Peers):
         pass
 
 
-@pytest.mark.parametrize("peers", [Peers(), Pair(rank=0, count=2)], ids=["one", "two"])
-def test_out_of_memory_makes_all_of_several_processes_begin_again(peers: Peers) -> None:
+@pytest.mark.parametrize("ranks", [Ranks(), Pair(rank=0, count=2)], ids=["one", "two"])
+def test_out_of_memory_makes_all_of_several_processes_begin_again(ranks: Ranks) -> None:
     """One of them alone would tell the others once more what it had kept."""
     method, model = Codi(0, LATENT, Keys(num_thoughts=2)), build_tiny_model("gpt2").train()
     feedback = build_feedback("projector", model)
-    objective = Objective(model, feedback, Accelerator(cpu=True), 0, 3, method, peers=peers)
+    objective = Objective(model, feedback, Accelerator(cpu=True), 0, 3, method, ranks=ranks)
 
     def refuse_two_rows_with_thoughts(_module: object, _args: object, kwargs: dict[str, Tensor]) -> None:
         rows, columns, _ = kwargs["inputs_embeds"].shape
@@ -124,11 +124,11 @@ def test_out_of_memory_makes_all_of_several_processes_begin_again(peers: Peers) 
 
     model.base_model.register_forward_pre_hook(refuse_two_rows_with_thoughts, with_kwargs=True)
     shown, parameters = rows_of(method, [*ROWS, *ROWS]), dict(model.named_parameters())
-    if peers.count == 1:
+    if ranks.count == 1:
         assert objective.accumulate(shown, parameters).loss > 0
         assert objective.micro_batch == 1
     else:
-        with pytest.raises(NoRoomError):
+        with pytest.raises(BatchTooLargeError):
             objective.accumulate(shown, parameters)
 
 

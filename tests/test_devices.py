@@ -24,7 +24,7 @@ from coconut.devices import (
 from coconut.model.feedback import build_feedback
 from coconut.training.objective import Objective
 from families import build_family
-from update_of_peers import make_views
+from update_of_ranks import make_views
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = dataclasses.replace(load_params(ROOT / "params.yaml").runtime, device="cpu")

@@ -10,7 +10,7 @@ from coconut.data.layouts import ALL_STEPS, Layout
 from coconut.evaluation.entry import summarise
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import Outcome, chain_matches, judge
-from coconut.evaluation.outputs import find_doubtful
+from coconut.evaluation.outputs import warnings_about_results
 from coconut.model.feedback import Feedback
 from coconut.model.generation import Decoded
 from test_generation import MARKERS, make_prompts, make_talkative
@@ -137,6 +137,6 @@ def test_metrics_are_shares_and_means_and_no_chain_is_compared_where_none_is_vis
     ],
 )
 def test_results_that_speak_of_the_set_up_are_doubted(shares: tuple[float, float, float], message: str | None) -> None:
-    doubts = find_doubtful(dict(zip(("accuracy", "valid_accuracy", "no_answer_share"), shares, strict=True)))
-    assert len(doubts) == (message is not None)
-    assert all(message is not None and message in doubt for doubt in doubts)
+    warnings = warnings_about_results(dict(zip(("accuracy", "valid_accuracy", "no_answer_share"), shares, strict=True)))
+    assert len(warnings) == (message is not None)
+    assert all(message is not None and message in warning for warning in warnings)

@@ -117,7 +117,7 @@ def test_a_block_that_changes_nothing_is_interrupted():
         assert go_on(stop, signal.SIGTERM) == "interrupted"
         assert stop.signal == signal.SIGTERM
         assert go_on(stop, None) == "interrupted", "the request came before"
-        signal.raise_signal(signal.SIGTERM)  # Outside of such a block, and a second time: noted only.
+        signal.raise_signal(signal.SIGTERM)  # Callbacks of such a block, and a second time: noted only.
 
 
 CHILD = """

@@ -12,7 +12,7 @@ LAYERS = (
     ("layout",),
     ("config",),
     ("files",),
-    ("peers", "parts"),
+    ("ranks", "shards"),
     ("logs", "devices"),
     ("pipeline", "tracking"),
     ("data",),

@@ -22,12 +22,12 @@ from coconut.data.encoding import EncodedExample
 from coconut.data.views import MarkerIds
 from coconut.methods import State
 from coconut.model.feedback import build_feedback
-from coconut.peers import Peers
 from coconut.pipeline.signals import stop_on_signals
+from coconut.ranks import Ranks
+from coconut.training.callbacks import Callbacks, Stopped
 from coconut.training.loop import Trainer
 from coconut.training.objective import Cost, check_finite
 from coconut.training.optimizer import fits_optimizer, learning_rate
-from coconut.training.outside import Outside, Stopped
 from coconut.training.position import Score, history_csv
 from coconut.training.rows import epoch_order, split_updates, training_rows
 from test_config import shipped_tree
@@ -69,7 +69,7 @@ class FakeValidation:
         return Score(1.0, next(self.accuracies))
 
 
-class Keeper(Outside):
+class Keeper(Callbacks):
     """Keeps copies of the states, and asks the run to stop after an update of this session."""
 
     def __init__(self, *, stop_after: int | None = None, is_save_due: bool = True) -> None:
@@ -157,13 +157,13 @@ def test_a_request_to_stop_during_validation_saves_the_state_before_it(params: P
                     pytest.fail("validation went on")
                 return super().score(state)
 
-        outside = Interrupting()
-        first = make_trainer(params, entry, outside=outside)
+        callbacks = Interrupting()
+        first = make_trainer(params, entry, callbacks=callbacks)
         first.validation = Interrupted(accuracies)
         with pytest.raises(Stopped, match=f"stopped at update {[0, 5, 10][num_validated]} of 10"):
             first.fit()
     second = make_trainer(params, entry, accuracies=accuracies[num_validated:])
-    second.restore_state(*outside.states[-1])
+    second.restore_state(*callbacks.states[-1])
     second.fit()
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name
@@ -179,13 +179,13 @@ def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Param
     straight = make_trainer(params, entry, dropout=True, accuracies=accuracies)
     straight.fit()
 
-    outside = Keeper(stop_after=stop_at)
-    first = make_trainer(params, entry, dropout=True, accuracies=accuracies, outside=outside)
+    callbacks = Keeper(stop_after=stop_at)
+    first = make_trainer(params, entry, dropout=True, accuracies=accuracies, callbacks=callbacks)
     with pytest.raises(Stopped, match=f"stopped at update {stop_at} of 10"):
         first.fit()
     num_validated = 1 + len(first.position.history)
     second = make_trainer(params, entry, dropout=True, accuracies=accuracies[num_validated:])
-    second.restore_state(*outside.states[-1])
+    second.restore_state(*callbacks.states[-1])
     second.fit()
 
     for name, weight in weights(straight).items():
@@ -263,8 +263,8 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_update(params:
 def test_a_model_that_fails_in_an_update_is_named_with_its_rows_and_the_state_before_is_saved(
     params: Params, error: Exception, message: str
 ) -> None:
-    outside = Keeper(is_save_due=False)
-    trainer = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), callbacks=callbacks)
 
     def fail(*_: Any) -> None:
         if trainer.position.update == 2:
@@ -275,7 +275,7 @@ def test_a_model_that_fails_in_an_update_is_named_with_its_rows_and_the_state_be
         ValueError, match=rf"curriculum\.latent_2, epoch 1, update 3, rows \d+, .*: the model failed: {message}"
     ):
         trainer.fit()
-    ((tensors, record),) = outside.states
+    ((tensors, record),) = callbacks.states
     assert record["update"] == 2
     for name, weight in weights(trainer).items():
         assert torch.equal(weight, tensors[f"weight:{name}"]), name
@@ -296,24 +296,24 @@ class Spoiling(Keeper):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(params: Params) -> None:
-    outside = Spoiling(is_save_due=False)
-    outside.trainer = trainer = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Spoiling(is_save_due=False)
+    callbacks.trainer = trainer = make_trainer(params, make_entry(params), callbacks=callbacks)
     with pytest.raises(
         ValueError, match=r"latent_2, epoch 1, update 4, rows \d+, .*: loss nan, gradient norm nan, .*lower lr"
     ):
         trainer.fit()
     assert trainer.position.update == 3
-    assert outside.states == [], "spoiled weights are no state to go on from"
+    assert callbacks.states == [], "spoiled weights are no state to go on from"
     for name, moment in trainer.learner.moments().items():
-        assert torch.equal(moment, outside.moments[name])
+        assert torch.equal(moment, callbacks.moments[name])
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update_and_the_state_before_it_is_saved(
     params: Params,
 ) -> None:
     """The loss is finite: only the gradient's norm tells."""
-    outside = Keeper(is_save_due=False)
-    trainer = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), callbacks=callbacks)
 
     def spoil(gradient: Tensor) -> Tensor:
         return gradient * float("inf") if trainer.position.update == 1 else gradient
@@ -321,15 +321,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_the_state_bef
     trainer.model.get_input_embeddings().weight.register_hook(spoil)
     with pytest.raises(ValueError, match=r"update 2, rows .*: loss \d.*, gradient norm (nan|inf), wanted finite"):
         trainer.fit()
-    ((_, record),) = outside.states
+    ((_, record),) = callbacks.states
     assert record["update"] == 1
 
 
 def test_the_end_of_training_is_saved_even_where_no_save_is_due(params: Params) -> None:
-    outside = Keeper(is_save_due=False)
-    trainer = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Keeper(is_save_due=False)
+    trainer = make_trainer(params, make_entry(params), callbacks=callbacks)
     trainer.fit()
-    ((_, record),) = outside.states
+    ((_, record),) = callbacks.states
     assert (record["update"], record["epoch"]) == (10, 2)
 
 
@@ -350,7 +350,7 @@ def test_clipping_counts_and_scales_the_projections_gradients_too(params: Params
     assert norms == pytest.approx([limit] * 10, rel=1e-3)
 
 
-class TwoPeers(Peers):
+class TwoRanks(Ranks):
     """The first of two processes, of which the other one has the same rows."""
 
     def __init__(self) -> None:
@@ -371,7 +371,7 @@ def test_a_weight_that_no_process_reaches_gets_no_gradient_of_zeros_which_adamw_
     """A view without thoughts never reads the projection; in one process its weights stay as they are."""
     entry = make_entry(params, method="cot", latent_stage=0, weight_decay=0.5)
     trainer = make_trainer(params, entry, thought="projection")
-    trainer.objective.peers = TwoPeers()
+    trainer.objective.ranks = TwoRanks()
     before = weights(trainer)
     trainer.update([0, 1, 2, 3])
     for name, weight in weights(trainer).items():
@@ -510,13 +510,13 @@ def test_best_hands_down_the_moments_of_the_best_epoch(params: Params, stop_afte
     one.fit()
     accuracies = [0.0, 0.9, 0.5, 0.4]
     entry = make_entry(params, epochs=3, select="best", reset_optimizer=False)
-    outside = Keeper(stop_after=stop_after)
-    best = make_trainer(params, entry, accuracies=accuracies, outside=outside)
+    callbacks = Keeper(stop_after=stop_after)
+    best = make_trainer(params, entry, accuracies=accuracies, callbacks=callbacks)
     if stop_after is not None:
         with pytest.raises(Stopped):
             best.fit()
         best = make_trainer(params, entry, accuracies=accuracies[3:])
-        best.restore_state(*outside.states[-1])
+        best.restore_state(*callbacks.states[-1])
     best.fit()
     assert best.learner.num_updates == one.learner.num_updates == 5
     found = best.learner.moments()
@@ -525,13 +525,13 @@ def test_best_hands_down_the_moments_of_the_best_epoch(params: Params, stop_afte
 
 
 def test_cpu_seconds_and_load_stand_in_the_last_columns_and_go_on_over_sessions(params: Params) -> None:
-    outside = Keeper()
-    first = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Keeper()
+    first = make_trainer(params, make_entry(params), callbacks=callbacks)
     first.fit()
     rows = list(csv.DictReader(history_csv(first.position.history).splitlines()))
     assert list(rows[0])[-3:] == ["seconds", "cpu_seconds", "load"]
     assert 0 < float(rows[0]["cpu_seconds"]) < float(rows[1]["cpu_seconds"])
     assert float(rows[0]["load"]) >= 0
     second = make_trainer(params, make_entry(params))
-    second.restore_state(*outside.states[-1])
+    second.restore_state(*callbacks.states[-1])
     assert second.watch.cpu_seconds >= float(rows[1]["cpu_seconds"])

@@ -20,8 +20,8 @@ from coconut.config.schema import Entry, LatentConfig, Params
 from coconut.data.layouts import ALL_STEPS, ALL_TOKENS, Layout
 from coconut.data.views import MarkerIds
 from coconut.methods.icot import draw_extra
+from coconut.training.callbacks import Stopped
 from coconut.training.loop import Trainer
-from coconut.training.outside import Stopped
 from coconut.training.rows import training_rows
 from marks import slow_but
 from test_config import shipped_tree
@@ -278,12 +278,12 @@ def icot_run(params: Params, **changes: Any) -> Trainer:
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
     straight = icot_run(params, reset_optimizer=reset)
     entry = icot_entry(params, epochs=3, reset_optimizer=reset)
-    outside = Keeper(stop_after=stop_at)
-    first = make_trainer(params, entry, outside=outside)
+    callbacks = Keeper(stop_after=stop_at)
+    first = make_trainer(params, entry, callbacks=callbacks)
     with pytest.raises(Stopped):
         first.fit()
     second = make_trainer(params, entry)
-    second.restore_state(*outside.states[-1])
+    second.restore_state(*callbacks.states[-1])
     second.fit()
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name

@@ -1,4 +1,4 @@
-"""Outside of `coconut/methods`, no line of the package names a training method."""
+"""Callbacks of `coconut/methods`, no line of the package names a training method."""
 
 import ast
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from coconut.config.params import parse_params
 from coconut.config.schema import Params
 from coconut.config.strict import parse_yaml
 from coconut.pipeline.machine import check_machine
-from coconut.pipeline.plausibility import check_model_config, doubts_about_entry, find_doubts, most_rows
+from coconut.pipeline.plausibility import check_model_config, find_warnings, most_rows, warnings_about_entry
 from coconut.recipes import find_recipes, whole_params
 from inprocess import make_folder, stage
 from test_config import shipped_tree
@@ -45,8 +45,8 @@ CUT_DOWN = {
 @pytest.mark.parametrize("name", find_recipes(ROOT))
 def test_what_we_ship_is_plausible(name: str) -> None:
     shipped = parse_params(parse_yaml(whole_params(name, ROOT), name))
-    doubts = find_doubts(shipped, most_rows(shipped.data))
-    assert [doubt.partition(":")[0] for doubt in doubts] == CUT_DOWN.get(name, [])
+    warnings = find_warnings(shipped, most_rows(shipped.data))
+    assert [warning.partition(":")[0] for warning in warnings] == CUT_DOWN.get(name, [])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_rows_are_known_as_far_as_the_parameters_say(changes: dict[str, Any], ro
 
 
 @pytest.mark.parametrize(
-    ("num_test", "changes", "doubts"),
+    ("num_test", "changes", "warnings"),
     [
         (100, {}, []),
         (None, {}, []),
@@ -78,9 +78,9 @@ def test_rows_are_known_as_far_as_the_parameters_say(changes: dict[str, Any], ro
         (1_000, {"evaluate.max_examples": 50}, ["data.tests.test: accuracies will be of 50 examples at most"]),
     ],
 )
-def test_a_small_test_set_is_doubted(num_test: int | None, changes: dict[str, Any], doubts: list[str]) -> None:
-    found = find_doubts(params(changes), MANY | {"test": num_test})
-    assert [doubt.startswith(start) for doubt, start in zip(found, doubts, strict=True)] == [True] * len(doubts)
+def test_a_small_test_set_is_doubted(num_test: int | None, changes: dict[str, Any], warnings: list[str]) -> None:
+    found = find_warnings(params(changes), MANY | {"test": num_test})
+    assert [warning.startswith(start) for warning, start in zip(found, warnings, strict=True)] == [True] * len(warnings)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_a_small_test_set_is_doubted(num_test: int | None, changes: dict[str, An
     ],
 )
 def test_a_small_validation_set_is_doubted_where_it_decides(changes: dict[str, Any], message: str | None) -> None:
-    found = find_doubts(params(changes), MANY | {"valid": 40})
-    assert [doubt.partition(", mostly")[0] for doubt in found] == ([message] if message else [])
+    found = find_warnings(params(changes), MANY | {"valid": 40})
+    assert [warning.partition(", mostly")[0] for warning in found] == ([message] if message else [])
 
 
 @pytest.mark.parametrize(
@@ -114,20 +114,20 @@ def test_a_small_validation_set_is_doubted_where_it_decides(changes: dict[str, A
     ],
 )
 def test_an_entry_with_few_updates_is_doubted(num_train: int | None, changes: dict[str, Any], message: str) -> None:
-    doubts = doubts_about_entry(params(changes).curriculum, "cot", num_train)
-    assert len(doubts) == (message is not None)
-    for doubt in doubts:
-        assert re.match(f"curriculum.{message}", doubt)
+    warnings = warnings_about_entry(params(changes).curriculum, "cot", num_train)
+    assert len(warnings) == (message is not None)
+    for warning in warnings:
+        assert re.match(f"curriculum.{message}", warning)
 
 
 def test_updates_of_an_optimizer_that_is_taken_over_count_towards_its_warm_up() -> None:
     # 3 epochs of 21 updates are fewer than 100, but the parent has done 5 such epochs.
     shared, fresh = params(), params({"curriculum.latent_1.reset_optimizer": True})
-    assert doubts_about_entry(shared.curriculum, "latent_1", 64 * 21) == []
-    (doubt,) = doubts_about_entry(fresh.curriculum, "latent_1", 64 * 21)
-    assert "it has 63 updates (3 epochs of 21); lower" in doubt
-    (doubt,) = doubts_about_entry(shared.curriculum, "latent_1", 300)
-    assert "it has 15 updates (3 epochs of 5), after 25 of the parents whose optimizer it takes over; lower" in doubt
+    assert warnings_about_entry(shared.curriculum, "latent_1", 64 * 21) == []
+    (warning,) = warnings_about_entry(fresh.curriculum, "latent_1", 64 * 21)
+    assert "it has 63 updates (3 epochs of 21); lower" in warning
+    (warning,) = warnings_about_entry(shared.curriculum, "latent_1", 300)
+    assert "it has 15 updates (3 epochs of 5), after 25 of the parents whose optimizer it takes over; lower" in warning
 
 
 def test_a_model_that_dvc_does_not_watch_is_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +135,10 @@ def test_a_model_that_dvc_does_not_watch_is_doubted(tmp_path: Path, monkeypatch:
     for folder in ("models/mine", "elsewhere/mine"):
         (tmp_path / folder).mkdir(parents=True)
     for model in ("models/mine", "./models/mine", str(tmp_path / "models/mine")):
-        assert find_doubts(params({"model": model}), MANY) == []
+        assert find_warnings(params({"model": model}), MANY) == []
     for model in ("elsewhere/mine", str(tmp_path / "elsewhere/mine")):
-        (doubt,) = find_doubts(params({"model": model}), MANY)
-        assert doubt.startswith(f"model: DVC watches only models/ for changes, not {model};")
+        (warning,) = find_warnings(params({"model": model}), MANY)
+        assert warning.startswith(f"model: DVC watches only models/ for changes, not {model};")
 
 
 # --- the machine ------------------------------------------------------------------------------
@@ -182,8 +182,8 @@ def test_a_model_whose_config_is_not_here_is_left_to_the_stage_base(tmp_path: Pa
     ],
 )
 def test_a_rate_that_is_far_too_high_is_doubted(changes: dict[str, Any], message: str | None) -> None:
-    doubts = [doubt for doubt in find_doubts(params(changes), MANY) if " lr of " in doubt]
-    assert [doubt[: len(message or "")] for doubt in doubts] == ([] if message is None else [message])
+    warnings = [warning for warning in find_warnings(params(changes), MANY) if " lr of " in warning]
+    assert [warning[: len(message or "")] for warning in warnings] == ([] if message is None else [message])
 
 
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import update_of_peers
+import update_of_ranks
 from coconut.pipeline.events import last_run
 from project import ROOT, commit, environment, make_project, run, write_params
 from test_kills import Repro, results
@@ -63,7 +63,7 @@ def run_peers(folder: Path, count: int, sharding: str = "none", precision: str =
     shared |= {"LOCAL_WORLD_SIZE": str(count), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "tests/update_of_peers.py", str(path), sharding, precision],
+            [sys.executable, "tests/update_of_ranks.py", str(path), sharding, precision],
             cwd=ROOT,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -88,7 +88,7 @@ def alone_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_updates_gradient_is_that_of_one_process(count: int, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
     together = run_peers(tmp_path, count)
-    for name in update_of_peers.CASES:
+    for name in update_of_ranks.CASES:
         check_case(name, alone, together)
     room = together["llama, no room for two rows in the last process/cost"]
     assert room[-1] >= 1, "it did run out of memory"
@@ -329,7 +329,7 @@ def test_the_gradient_of_sharded_weights_is_that_of_whole_ones(
     kind: str, count: int, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     together = run_peers(tmp_path, count, kind)
-    for name, case in update_of_peers.CASES.items():
+    for name, case in update_of_ranks.CASES.items():
         if kind == "pass" and "parallel_iterations" in case:
             continue
         check_case(name, alone, together)
@@ -348,7 +348,7 @@ def test_the_gradient_of_shards_in_bf16_is_that_of_one_process_but_for_rounding(
 ) -> None:
     """One process converts under autocast; shards are gathered in bf16, so that no pass keeps a converted copy."""
     together = run_peers(tmp_path, 2, kind, "bf16")
-    for name, case in update_of_peers.CASES.items():
+    for name, case in update_of_ranks.CASES.items():
         if kind == "pass" and "parallel_iterations" in case:
             continue
         check_case(name, alone, together, tolerance=3e-2)
@@ -480,15 +480,15 @@ sys.path.insert(0, "src")
 from coconut.pipeline.stage import run_script
 
 def load():
-    from coconut.devices import build_accelerator, peers_of
+    from coconut.devices import build_accelerator, ranks_of
     from coconut.config.params import load_params
 
     def main(entry, inputs):
-        peers = peers_of(build_accelerator(load_params().runtime, "fp32"))
-        peers.wait()
-        if peers.rank == 1:
+        ranks = ranks_of(build_accelerator(load_params().runtime, "fp32"))
+        ranks.wait()
+        if ranks.rank == 1:
             FAIL
-        peers.wait()
+        ranks.wait()
 
     return main
 

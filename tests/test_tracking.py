@@ -13,7 +13,7 @@ from loguru import logger
 
 from coconut.config.params import parse_params
 from coconut.tracking import Track, tracking
-from coconut.training.outside import Outside
+from coconut.training.callbacks import Callbacks
 from test_config import shipped_tree
 from test_loop import make_entry, make_trainer
 
@@ -132,7 +132,7 @@ def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-class Tracking(Outside):
+class Tracking(Callbacks):
     """Passes on what a trainer tracks."""
 
     def __init__(self, track: Track) -> None:
@@ -145,8 +145,8 @@ class Tracking(Outside):
 def test_the_trainer_tells_every_epoch_of_its_history() -> None:
     params = parse_params(shipped_tree())
     told: list[tuple[dict[str, Any], int]] = []
-    outside = Tracking(lambda values, update: told.append((dict(values), update)))
-    trainer = make_trainer(params, make_entry(params), outside=outside)
+    callbacks = Tracking(lambda values, update: told.append((dict(values), update)))
+    trainer = make_trainer(params, make_entry(params), callbacks=callbacks)
     trainer.fit()
     assert told[0] == ({"valid_loss": 1.0, "valid_accuracy": 0.5}, 0)
     epochs = [(values, update) for values, update in told if "epoch" in values]
@@ -158,7 +158,7 @@ def test_training_is_the_same_whatever_the_tracker_does(fake: type[FakeTracker],
     plain = make_trainer(params, make_entry(params))
     plain.fit()
     with tracking("fake", run="cot", config=CONFIG, folder=tmp_path) as track:
-        tracked = make_trainer(params, make_entry(params), outside=Tracking(track))
+        tracked = make_trainer(params, make_entry(params), callbacks=Tracking(track))
         tracked.fit()
     assert [row["train_loss"] for row in tracked.position.history] == [
         row["train_loss"] for row in plain.position.history

@@ -15,7 +15,7 @@ from loguru import logger
 
 from coconut.config.messages import first_line
 from coconut.config.schema import RuntimeConfig
-from coconut.peers import PATIENCE, Peers, host_group
+from coconut.ranks import PATIENCE, Ranks, host_group
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -255,9 +255,9 @@ def is_shared() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def peers_of(accelerator: "Accelerator") -> Peers:
+def ranks_of(accelerator: "Accelerator") -> Ranks:
     """Return the processes of this run, as this one sees them."""
-    return Peers(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    return Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 def compute_dtype_of(accelerator: "Accelerator") -> "dtype | None":

@@ -16,7 +16,7 @@ from torch import Tensor
 from coconut.config.messages import first_line
 from coconut.data.documents import describe_foreign
 from coconut.files import remove
-from coconut.parts import is_part, whole
+from coconut.shards import is_shard, whole
 
 RESTORE = "`dvc repro` restores the checkpoint"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
@@ -42,7 +42,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         remove(partial)
         partial.mkdir()
-        if any(is_part(tensor) for tensor in tensors.values()):
+        if any(is_shard(tensor) for tensor in tensors.values()):
             _write_gathered(tensors, partial / path.name)
         else:
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / path.name)
@@ -58,7 +58,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _write_gathered(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors of which each process holds a part, one after the other, so that only one is ever whole.
 
-    The other processes take part by `parts.give_parts`. Names are written in order, as it goes through them.
+    The other processes take part by `parts.give_shards`. Names are written in order, as it goes through them.
     """
     header: dict[str, Any] = {}
     end = 0

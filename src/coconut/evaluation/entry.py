@@ -23,12 +23,19 @@ from coconut.devices import (
     is_shared,
     machine_load,
     peak_memory_mb,
-    peers_of,
+    ranks_of,
 )
 from coconut.evaluation.answers import same_answer
 from coconut.evaluation.evaluator import Evaluator
 from coconut.evaluation.outcomes import Outcome, chain_matches, read_answer
-from coconut.evaluation.outputs import COSTS, METRICS, SET_METRICS, expected_metrics, find_doubtful, write_entry
+from coconut.evaluation.outputs import (
+    COSTS,
+    METRICS,
+    SET_METRICS,
+    expected_metrics,
+    warnings_about_results,
+    write_entry,
+)
 from coconut.evaluation.samples import Samples, measure
 from coconut.evaluation.scores import Scores, ScoreStore
 from coconut.evaluation.statistics import wilson_interval
@@ -45,7 +52,7 @@ from coconut.methods import WORDS
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling
-from coconut.peers import Peers
+from coconut.ranks import Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,7 +75,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         OSError: if the outputs cannot be written.
     """
     check_entry(params, name)
-    peers = peers_of(_accelerator(params)) if is_shared() else Peers()
+    ranks = ranks_of(_accelerator(params)) if is_shared() else Ranks()
     training = _training_metrics(name)
     names = find_test_sets()
     check_free_space({OUTPUTS_DIR / name: _num_bytes(params, names)})
@@ -77,7 +84,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
     for split in (*names, "valid"):
         rule = find_rule(params, split)
         score = partial(_score, evaluator, params, split, f"{name} {names.get(split, split)}", rule)
-        sets[split] = score() if scored is None else scored.get(split, score, peers, by=f"{rule}, {split == 'valid'}")
+        sets[split] = score() if scored is None else scored.get(split, score, ranks, by=f"{rule}, {split == 'valid'}")
     test, valid = sets["test"].metrics, sets["valid"].metrics
     metrics = test | {
         "valid_accuracy": valid["accuracy"],
@@ -86,9 +93,9 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         **training,
     }
     if name == BASE:
-        metrics["peak_memory_mb"] = round(max(peers.gather(peak_memory_mb())), 1)
-    for doubt in find_doubtful(metrics):
-        logger.warning("{}: {}", name, doubt)
+        metrics["peak_memory_mb"] = round(max(ranks.gather(peak_memory_mb())), 1)
+    for warning in warnings_about_results(metrics):
+        logger.warning("{}: {}", name, warning)
     flat, costs = {key: metrics[key] for key in METRICS}, {key: metrics[key] for key in COSTS}
     for split in list(names)[1:]:
         flat |= {f"{names[split]}.{key}": sets[split].metrics[key] for key in SET_METRICS}
@@ -98,7 +105,7 @@ def evaluate_entry(params: Params, name: str, scored: ScoreStore | None = None) 
         flat |= {f"{prefix}{key}": value for key, value in sets[split].metrics.get("sampled", {}).items()}
     if name == BASE:
         flat |= expected_metrics(params)
-    if not peers.leads:
+    if not ranks.is_main:
         return
     with writing(OUTPUTS_DIR / name):
         write_entry(name, flat, costs, {split: sets[split] for split in names})
@@ -143,7 +150,7 @@ def _score(opened: Callable[[], Evaluator], params: Params, split: str, title: s
         "eval_load": round(machine_load(), 3),
         # Their prompt does not fit into the model's positions, or holds words that the vocabulary lacks.
         "num_left_out": len(examples) - len(load_encoded(ENCODED_DIR, split)),
-        "eval_oom_retries": sum(evaluator.peers.gather(evaluator.num_oom_retries - num_retries)),
+        "eval_oom_retries": sum(evaluator.ranks.gather(evaluator.num_oom_retries - num_retries)),
     }
     logger.info("{}: accuracy {accuracy:.4f} of {num_examples} examples", title, **metrics)
     if not params.evaluate.samples or split == "valid":
@@ -223,7 +230,7 @@ def open_evaluator(params: Params, name: str) -> Evaluator:
         options=PassOptions(fast=params.runtime.fast),
         answer=meta.answer,
         comparison=params.evaluate.tolerance,
-        peers=peers_of(accelerator),
+        ranks=ranks_of(accelerator),
     )
 
 

@@ -28,8 +28,8 @@ from coconut.model.latent import latent_nll
 from coconut.model.passes import PassOptions
 from coconut.model.sampling import Sampling, sample
 from coconut.model.thoughts import Edit, SlotFeedback, pause_feedback
-from coconut.peers import NoRoomError, Peers
 from coconut.pipeline.signals import Interrupted
+from coconut.ranks import BatchTooLargeError, Ranks
 
 Work = Callable[[Sequence[int]], list[Any]]
 """From the places of a batch to what is found in it, as JSON can hold it."""
@@ -56,7 +56,7 @@ class Evaluator:
     """Where the model says its answer."""
     comparison: Comparison = None
     """What a number may differ by from the gold one."""
-    peers: Peers = field(default_factory=Peers)
+    ranks: Ranks = field(default_factory=Ranks)
     """Each of them does its part of the rows, and all of them return the whole."""
     in_step: bool = False
     """Whether other processes read the same rows at the same time, so that none can begin a batch again by itself."""
@@ -101,7 +101,7 @@ class Evaluator:
         def decode_batch(places: Sequence[int]) -> list[Any]:
             edit = None if edits is None else edits(places)
             rows = self._decode_batch([prompts[place] for place in places], edit, not_first)
-            on_rows(len(places) * self.peers.count)
+            on_rows(len(places) * self.ranks.count)
             return [dataclasses.asdict(row) for row in rows]
 
         return [Decoded(**row) for row in self._by_place(prompts, decode_batch)]
@@ -144,7 +144,7 @@ class Evaluator:
                     max_new_tokens=self._limits(chosen),
                     options=self.options,
                 )
-            on_rows(len(places) * self.peers.count)
+            on_rows(len(places) * self.ranks.count)
             return [[dataclasses.asdict(one) for one in row] for row in rows]
 
         found = self._by_place(prompts, sample_batch, rows_each=sampling.num_samples)
@@ -222,13 +222,13 @@ class Evaluator:
     def _orders(self, views: Sequence[View]) -> list[list[int]]:
         """Return the places of the views that each process works on, the longest first, so that little is padded."""
         order = sorted(range(len(views)), key=lambda place: -len(views[place].input_ids))
-        peers = self.peers
-        return [[order[number] for number in peers.part_of(rank, len(order))] for rank in range(peers.count)]
+        ranks = self.ranks
+        return [[order[number] for number in ranks.part_of(rank, len(order))] for rank in range(ranks.count)]
 
     def _parts(self, orders: Sequence[Sequence[int]], work: Work, *, rows_each: int = 1) -> list[list[Any]]:
         """Return what the work finds in the part of each process, given the places of each; see `_in_batches`."""
-        own = orders[self.peers.rank]
-        return self.peers.collect(lambda: self._in_batches(own, work, rows_each=rows_each), Interrupted)
+        own = orders[self.ranks.rank]
+        return self.ranks.collect(lambda: self._in_batches(own, work, rows_each=rows_each), Interrupted)
 
     def _in_batches(self, order: Sequence[int], work: Work, *, rows_each: int) -> list[Any]:
         """Do the work batch by batch; out of memory halves the batch, for all that follow too.
@@ -239,7 +239,7 @@ class Evaluator:
         Raises:
             Interrupted: if `poll` says so.
             ValueError: if the model fails on a batch, naming its rows.
-            NoRoomError: memory ran out `in_step` with other processes.
+            BatchTooLargeError: memory ran out `in_step` with other processes.
         """
         found: list[Any] = []
         done = 0
@@ -253,7 +253,7 @@ class Evaluator:
                     shown = ", ".join(map(str, places[:16])) + (", ..." if len(places) > 16 else "")
                     raise ValueError(f"rows {shown}: the model failed: {explain_failure(error)}") from error
                 if self.in_step:
-                    raise NoRoomError("eval_batch", len(places) * rows_each) from error
+                    raise BatchTooLargeError("eval_batch", len(places) * rows_each) from error
                 self.batch_size = len(places) // 2 * rows_each
                 self.num_oom_retries += 1
                 logger.warning("out of memory with {} rows; going on with {}", len(places) * rows_each, self.batch_size)

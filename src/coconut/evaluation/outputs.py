@@ -90,17 +90,17 @@ def write_receipt(folder: Path, name: str, files: Sequence[str]) -> None:
     replace_file(folder / f"{name}.json", json.dumps(receipt, indent=2) + "\n")
 
 
-def find_doubtful(metrics: Mapping[str, Any]) -> list[str]:
+def warnings_about_results(metrics: Mapping[str, Any]) -> list[str]:
     """Sentences about results that say more about the set-up than about the model."""
-    doubts = []
+    warnings = []
     if metrics["no_answer_share"] == 1:
-        doubts.append(
+        warnings.append(
             "no generated text holds an answer; the model was trained too little, or evaluate.max_new_tokens cuts the"
             " text off before its answer (see predictions.jsonl)"
         )
     elif metrics["accuracy"] == 0 and metrics["valid_accuracy"] == 0:
-        doubts.append(
+        warnings.append(
             "no answer is right, neither in test nor in valid; train longer, on more rows, or with another lr, and"
             " compare gold and answer in predictions.jsonl"
         )
-    return doubts
+    return warnings

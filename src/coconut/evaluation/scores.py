@@ -18,9 +18,9 @@ from coconut.evaluation.outcomes import Outcome
 from coconut.evaluation.samples import Samples
 from coconut.files import digest_file, replace_file, sha256_of
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR
-from coconut.peers import Peers
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.resume import resume_dir
+from coconut.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class ScoreStore:
         self._fingerprint = inputs.fingerprint_without(*data)
         self._used: set[Path] = set()
 
-    def get(self, split: str, score: Callable[[], Scores], peers: Peers | None = None, *, by: str = "") -> Scores:
+    def get(self, split: str, score: Callable[[], Scores], ranks: Ranks | None = None, *, by: str = "") -> Scores:
         """Return the scores of a set, computed if they are not there.
 
         Args:
             split: the name of the set's files.
-            score: computes them, together with the peers.
-            peers: the processes of the stage, which all ask for the same sets.
+            score: computes them, together with the ranks.
+            ranks: the processes of the stage, which all ask for the same sets.
             by: what else they depend on.
 
         Raises:
@@ -84,15 +84,15 @@ class ScoreStore:
         key = sha256_of([self._fingerprint, by, *map(digest_file, files)])
         path = self.folder / f"{key[:32]}.json"
         self._used.add(path)
-        peers = peers or Peers()
+        ranks = ranks or Ranks()
         kept = _read(path)
         # What one of them cannot read, none of them takes: they must score it together.
-        if all(peers.gather(kept is not None)) and kept is not None:
+        if all(ranks.gather(kept is not None)) and kept is not None:
             logger.info("{}: scored before, with the same checkpoint, questions and parameters", split)
             return kept
         scores = score()
         self._inputs.refuse_if_changed()
-        if peers.leads:
+        if ranks.is_main:
             self._keep(path, scores)
         return scores
 

@@ -33,7 +33,7 @@ from coconut.files import replace_file, system_error
 from coconut.pipeline.dvc_file import read_mapping
 from coconut.pipeline.gpus import processes_of
 from coconut.pipeline.resume import resume_dir
-from coconut.pipeline.signals import AGENT, LOST_PEER, NO_ROOM, STOP_SIGNALS, die_with_parent
+from coconut.pipeline.signals import AGENT, BATCH_TOO_LARGE, LOST_RANK, STOP_SIGNALS, die_with_parent
 
 RUN_ID = "COCONUT_RUN_ID"
 """The environment's name for a run on several hosts; where it is set, this process is one of its hosts."""
@@ -196,7 +196,7 @@ def _endpoint_file(run_id: str) -> Path:
 def _can_begin_again(failures: Mapping[int, Any]) -> bool:
     """Say, here and in the log, whether processes failed only since one of them had too little memory for its rows."""
     causes = _causes(failures)
-    if set(causes.values()) != {NO_ROOM}:
+    if set(causes.values()) != {BATCH_TOO_LARGE}:
         return False
     rank = min(causes)
     logger.warning("process {}: {}, from the last saved state on", rank, failures[rank].message)
@@ -206,7 +206,7 @@ def _can_begin_again(failures: Mapping[int, Any]) -> bool:
 def _causes(failures: Mapping[int, Any]) -> dict[int, int]:
     """Return the exit codes by rank, without those of processes that another one took along."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
-    return {rank: code for rank, code in codes.items() if code != LOST_PEER and code not in _ASKED_TO_STOP}
+    return {rank: code for rank, code in codes.items() if code != LOST_RANK and code not in _ASKED_TO_STOP}
 
 
 def _explain(failures: Mapping[int, Any]) -> None:
@@ -225,12 +225,12 @@ def _explain(failures: Mapping[int, Any]) -> None:
     record = failure.error_file_data if isinstance(failure.error_file_data, dict) else {}
     if record.get("is_described"):
         message = f"process {rank}: {failure.message}"
-        if failure.exitcode == NO_ROOM:
+        if failure.exitcode == BATCH_TOO_LARGE:
             message += "; `dvc repro` continues from the last saved state"
         raise system_error(errno.EAGAIN, message) if record.get("can_pass") is True else ValueError(message)
     if failure.exitcode < 0:
         how = f"was ended by {failure.signal_name()}"
-    elif failure.exitcode == LOST_PEER:
+    elif failure.exitcode == LOST_RANK:
         how = "lost the connection to a process of another host"
     else:
         how = f"ended with exit code {failure.exitcode}; its own words stand above"

@@ -31,17 +31,17 @@ def most_rows(data: DataConfig) -> NumRows:
     return {split: source.rows for split, source in data.splits.items()} | {"train": min(limits, default=None)}
 
 
-def find_doubts(params: Params, num_rows: NumRows) -> list[str]:
+def find_warnings(params: Params, num_rows: NumRows) -> list[str]:
     """Return a warning for each value that is too small, or too large, for these numbers of rows."""
-    doubts = [*_doubts_about_model(params.model), *doubts_about_splits(params, num_rows)]
+    warnings = [*_warnings_about_model(params.model), *warnings_about_splits(params, num_rows)]
     if not params.curriculum:
-        doubts.append("curriculum: no entry, so that nothing is trained, and only the model itself is scored")
+        warnings.append("curriculum: no entry, so that nothing is trained, and only the model itself is scored")
     for name in params.curriculum:
-        doubts += doubts_about_entry(params.curriculum, name, num_rows["train"])
-    return doubts + doubts_about_rates(params)
+        warnings += warnings_about_entry(params.curriculum, name, num_rows["train"])
+    return warnings + warnings_about_rates(params)
 
 
-def doubts_about_rates(params: Params) -> list[str]:
+def warnings_about_rates(params: Params) -> list[str]:
     """Return a warning for entries whose learning rate is far above what models of the kind are trained with."""
     folder = find_here(params.model)
     is_pretrained = folder is None or any(folder.glob("*.safetensors"))
@@ -79,7 +79,7 @@ def check_model_config(params: Params) -> None:
             raise ValueError(f"curriculum.{name}.{error}") from None
 
 
-def _doubts_about_model(model: str) -> list[str]:
+def _warnings_about_model(model: str) -> list[str]:
     folder = find_here(model)
     if folder is None or folder.absolute().is_relative_to(Path("models").absolute()):
         return []
@@ -89,13 +89,13 @@ def _doubts_about_model(model: str) -> list[str]:
     ]
 
 
-def doubts_about_splits(params: Params, num_rows: NumRows) -> list[str]:
+def warnings_about_splits(params: Params, num_rows: NumRows) -> list[str]:
     """Return a warning for each split that is scored on too few examples."""
-    doubts = []
+    warnings = []
     for split in params.data.test_names:
         num_test, path = _least(num_rows.get(split), params.evaluate.max_examples), params.data.path_of(split)
         if num_test is not None and num_test < MIN_SCORED:
-            doubts.append(
+            warnings.append(
                 f"{path}: accuracies will be of {num_test} examples at most, and uncertain by"
                 f" {98 / math.sqrt(num_test):.0f} points either way; take at least {MIN_SCORED}"
                 f" ({path}.rows, evaluate.max_examples)"
@@ -104,34 +104,34 @@ def doubts_about_splits(params: Params, num_rows: NumRows) -> list[str]:
         num_valid = _least(num_rows["valid"], entry.train.validate_examples)
         used = "select: best" if entry.train.select == "best" else "min_accuracy" if entry.min_accuracy else None
         if used and num_valid is not None and num_valid < MIN_SCORED:
-            doubts.append(
+            warnings.append(
                 f"curriculum.{name}: {used} goes by {num_valid} validation examples at most, mostly by chance;"
                 f" take at least {MIN_SCORED} (data.valid.rows, train.validate_examples)"
             )
-    return doubts
+    return warnings
 
 
-def doubts_about_entry(entries: Mapping[str, Entry], name: str, num_train: int | None) -> list[str]:
+def warnings_about_entry(entries: Mapping[str, Entry], name: str, num_train: int | None) -> list[str]:
     """Return a warning if an entry has too few updates for its batches or for its warm-up."""
     if num_train is None:
         return []
     entry, path = entries[name], f"curriculum.{name}"
     per_epoch, num_updates = _count_updates(entry, num_train)
-    doubts = []
+    warnings = []
     if per_epoch == 1:
-        doubts.append(
+        warnings.append(
             f"{path}: batch_size {entry.train.batch_size} takes all {num_train} training examples at once, so that an"
             " epoch is one update; lower train.batch_size"
         )
     num_inherited = _count_inherited(entries, entry, num_train)
     if entry.train.warmup_updates >= num_updates + num_inherited:
         inherited = f", after {num_inherited} of the parents whose optimizer it takes over" if num_inherited else ""
-        doubts.append(
+        warnings.append(
             f"{path}: ends within the warm-up, and never trains at its lr: warmup_updates is"
             f" {entry.train.warmup_updates}, but it has {num_updates} updates ({entry.epochs} epochs of {per_epoch})"
             f"{inherited}; lower train.warmup_updates or train.batch_size, or train for more epochs"
         )
-    return doubts
+    return warnings
 
 
 def _count_updates(entry: Entry, num_train: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ stage, and outside of the temporary work trees of `dvc exp run --temp` and the q
 
     lock                     held (flock) by the one trainer that uses this folder
     progress.json            where it is, for `coconut status`
-    room-1.json              what fits into memory, if a process found out that less does (see `room`)
+    batch-1.json             what fits into memory, if a process found out that less does (see `batch_limits`)
     state-00000007/          the newest state; state-00000006/ is the last good one before it (see `states`),
                              and goes when the outputs are written
 
@@ -26,8 +26,8 @@ from pathlib import Path
 from loguru import logger
 
 from coconut.files import amount, cure_of, explain, flush, remove, replace_file, size_of, system_error, wait_for_lock
+from coconut.pipeline.batch_limits import is_limits_file
 from coconut.pipeline.pacing import Pacing
-from coconut.pipeline.room import is_room_file
 from coconut.pipeline.signals import GRACE_S
 from coconut.pipeline.states import DamagedError, is_state_name, path_after, read_state, state_paths, write_state
 from coconut.pipeline.states import State as State
@@ -249,7 +249,7 @@ def _tidy(folder: Path) -> None:
     for path in folder.iterdir():
         is_state = is_state_name(path.name) and path.is_dir()
         is_file = path.name in ("lock", _PROGRESS) and path.is_file()
-        if not (is_state or is_file or is_room_file(path)):
+        if not (is_state or is_file or is_limits_file(path)):
             try:
                 remove(path)
             except OSError as error:

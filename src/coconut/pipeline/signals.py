@@ -20,9 +20,9 @@ GRACE_S = 25
 
 AGENT = "COCONUT_AGENT"
 """The environment's name for the process that has started the several processes of a stage; see `launch`."""
-LOST_PEER = 75
+LOST_RANK = 75
 """The exit code of a process that another one of its stage has left alone: it is not the cause."""
-NO_ROOM = 76
+BATCH_TOO_LARGE = 76
 """The exit code of a process whose memory ran out where all of them must begin again."""
 _PR_SET_PDEATHSIG = 1
 _WATCH_S = 0.5
@@ -179,7 +179,7 @@ def end_in_any_case() -> None:
     """Start a thread that ends this process `GRACE_S` seconds after a stop signal or the end of its parent.
 
     For a process that waits for others in a library's own code: Python's handlers, and with them the alarm of
-    `stop_on_signals`, do not run there, and a peer that hangs would keep it for ever.
+    `stop_on_signals`, do not run there, and a rank that hangs would keep it for ever.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

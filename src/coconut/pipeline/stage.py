@@ -20,14 +20,13 @@ from loguru import logger
 
 from coconut.files import can_pass
 from coconut.logs import log_sinks
-from coconut.peers import NoRoomError, is_lost_peer
 from coconut.pipeline.events import recording
 from coconut.pipeline.failures import describe
 from coconut.pipeline.inputs import StageInputs
 from coconut.pipeline.signals import (
+    BATCH_TOO_LARGE,
     GRACE_S,
-    LOST_PEER,
-    NO_ROOM,
+    LOST_RANK,
     STOP_SIGNALS,
     Preempted,
     die_with_parent,
@@ -35,6 +34,7 @@ from coconut.pipeline.signals import (
     end_in_any_case,
     is_worker,
 )
+from coconut.ranks import BatchTooLargeError, is_lost_rank
 
 Work = Callable[..., None]
 """What a stage does."""
@@ -127,15 +127,15 @@ def _run_worker(main: Callable[[], None], name: str, inputs: StageInputs | None)
     with log_sinks(name), recording(name):
         try:
             _run(main, inputs)
-        except NoRoomError as error:
+        except BatchTooLargeError as error:
             logger.opt(exception=True).debug("{}: {}", name, error)
             _leave_record(str(error), can_pass=True)
-            sys.exit(NO_ROOM)
+            sys.exit(BATCH_TOO_LARGE)
         except Exception as error:
             logger.opt(exception=True).debug("{} failed", name)
-            if is_lost_peer(error):
+            if is_lost_rank(error):
                 time.sleep(_CAUSE_S)
-                sys.exit(LOST_PEER)
+                sys.exit(LOST_RANK)
             message = describe(error)
             _leave_record(message or f"{type(error).__name__}: {error}", can_pass=can_pass(error))
             if message is None:

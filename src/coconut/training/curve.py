@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coconut.layout import UPDATE_COLUMNS
+from coconut.training.losses import Sums, add_sums, mean_loss, part_means
 from coconut.training.objective import Cost
-from coconut.training.parts import Sums, add_sums, mean_loss, part_means
 
 MOST_POINTS = 400
 

@@ -14,17 +14,17 @@ from coconut.checkpoints.tensors import load_tensors, save_tensors
 from coconut.config.schema import Entry, Params
 from coconut.devices import peak_memory_mb
 from coconut.layout import LOG_DIR
-from coconut.parts import give_parts
-from coconut.peers import NoRoomError, Peers
+from coconut.pipeline.batch_limits import BatchLimits, note_batch_limits
 from coconut.pipeline.inputs import StageInputs
-from coconut.pipeline.plausibility import doubts_about_entry
+from coconut.pipeline.plausibility import warnings_about_entry
 from coconut.pipeline.resume import ResumeStore, State, TensorsFile, resume_dir
-from coconut.pipeline.room import Room, note_room
 from coconut.pipeline.signals import Stop, stop_on_signals
+from coconut.ranks import BatchTooLargeError, Ranks
+from coconut.shards import give_shards
 from coconut.tracking import Track, tracking
+from coconut.training.callbacks import Callbacks, Stopped
 from coconut.training.loop import Trainer
 from coconut.training.outputs import check_outputs, pass_gate, write_outputs
-from coconut.training.outside import Outside, Stopped
 from coconut.training.setup import set_up
 
 
@@ -39,7 +39,7 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
             that is not finite, a model that fails, an accuracy below `min_accuracy`.
         OSError: if the outputs cannot be written; a finished training is kept as a resume state.
         SystemExit: when asked to stop by a signal, after the state was saved.
-        NoRoomError: memory ran out in one of several processes that hold shards; they must begin again.
+        BatchTooLargeError: memory ran out in one of several processes that hold shards; they must begin again.
     """
     if name not in params.curriculum:
         raise ValueError(
@@ -49,66 +49,66 @@ def train_entry(params: Params, name: str, inputs: StageInputs | None = None) ->
     inputs = inputs or StageInputs.read(f"train@{name}")
     entry = params.curriculum[name]
     folder = ResumeStore.folder_of(inputs.stage, inputs.fingerprint)
-    room = Room.read(folder)
-    params = replace(params, runtime=room.limit(params.runtime, entry.train.batch_size))
+    limits = BatchLimits.read(folder)
+    params = replace(params, runtime=limits.limit(params.runtime, entry.train.batch_size))
     trainer, tokenizer = set_up(params, entry)
-    leads = trainer.peers.leads
-    for doubt in doubts_about_entry(params.curriculum, name, len(trainer.dataset)):
-        logger.warning("{}", doubt)
+    is_main = trainer.ranks.is_main
+    for warning in warnings_about_entry(params.curriculum, name, len(trainer.dataset)):
+        logger.warning("{}", warning)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         store = _open_store(stack, inputs, trainer)
         _resume(trainer, store)
-        trainer.objective.num_oom_retries = max(trainer.objective.num_oom_retries, room.num_retries)
+        trainer.objective.num_oom_retries = max(trainer.objective.num_oom_retries, limits.num_retries)
         num_bytes = check_outputs(trainer, store.num_bytes())
-        if leads:
+        if is_main:
             store.warn_if_slow(num_bytes)
             track = stack.enter_context(_tracking(params, trainer.entry))
-            trainer.outside = _Stage(stop, trainer.peers, store, track)
+            trainer.callbacks = _Stage(stop, trainer.ranks, store, track)
         else:
-            trainer.outside = _Follower(stop, trainer.peers)
+            trainer.callbacks = _Follower(stop, trainer.ranks)
         _agree(trainer)
         try:
             trainer.fit()
         except Stopped as stopped:
             logger.warning("{}; `dvc repro` goes on from there", stopped)
             raise stop.preempted() from None
-        except NoRoomError as error:
-            note_room(folder, trainer.peers.rank, error)
+        except BatchTooLargeError as error:
+            note_batch_limits(folder, trainer.ranks.rank, error)
             raise
         pass_gate(trainer)
         inputs.refuse_if_changed()
-        peaks_mb = trainer.peers.gather(peak_memory_mb())
+        peaks_mb = trainer.ranks.gather(peak_memory_mb())
         write_outputs(trainer, tokenizer, params.encode.prompt, versions(), peaks_mb)
-        if leads:
+        if is_main:
             store.keep_newest_alone()
 
 
-class _Follower(Outside):
-    """The outside of every process but the main one: they stop with it, and leave files and trackers to it."""
+class _Follower(Callbacks):
+    """The callbacks of every process but the main one: they stop with it, and leave files and trackers to it."""
 
-    def __init__(self, stop: Stop, peers: Peers) -> None:
-        self._stop, self._peers = stop, peers
+    def __init__(self, stop: Stop, ranks: Ranks) -> None:
+        self._stop, self._ranks = stop, ranks
 
     def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:  # noqa: ARG002
-        give_parts(tensors)
+        give_shards(tensors)
 
     def should_stop(self) -> bool:
         return self._stop.requested
 
     def interrupting(self) -> AbstractContextManager[None]:
         # Where others wait for this process's part, it gives up between two batches and tells them.
-        return self._stop.interrupting() if self._peers.count == 1 else self._stop.polled()
+        return self._stop.interrupting() if self._ranks.count == 1 else self._stop.polled()
 
     def poll(self) -> None:
         self._stop.poll()
 
 
 class _Stage(_Follower):
-    """The outside of the main process: resume store, progress for `coconut status`, figures for the tracker."""
+    """The callbacks of the main process: resume store, progress for `coconut status`, figures for the tracker."""
 
-    def __init__(self, stop: Stop, peers: Peers, store: ResumeStore, track: Track) -> None:
-        super().__init__(stop, peers)
+    def __init__(self, stop: Stop, ranks: Ranks, store: ResumeStore, track: Track) -> None:
+        super().__init__(stop, ranks)
         self._store, self._track = store, track
 
     def save(self, update: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -131,20 +131,20 @@ def versions() -> dict[str, str]:
 
 def _open_store(stack: ExitStack, inputs: StageInputs, trainer: Trainer) -> ResumeStore:
     """The main process locks the store; the others read the state that it found, and never write."""
-    peers = trainer.peers
-    if not peers.leads:
-        peers.wait()
+    ranks = trainer.ranks
+    if not ranks.is_main:
+        ranks.wait()
     store = stack.enter_context(
         ResumeStore.open(
             inputs.stage,
             inputs.fingerprint,
             TensorsFile(save_tensors, load_tensors),
             save_every_s=trainer.runtime.save_every_s,
-            is_writer=peers.leads,
+            is_writer=ranks.is_main,
         )
     )
-    if peers.leads:
-        peers.wait()
+    if ranks.is_main:
+        ranks.wait()
     return store
 
 
@@ -169,7 +169,7 @@ def _agree(trainer: Trainer) -> None:
     Raises:
         ValueError: naming the updates that they found.
     """
-    found = trainer.peers.gather(trainer.position.update)
+    found = trainer.ranks.gather(trainer.position.update)
     if len(set(found)) > 1:
         raise ValueError(
             f"{resume_dir()}: its processes found states of different updates ({', '.join(map(str, found))}), wanted"

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from coconut.checkpoints.tensors import RESTORE
 from coconut.config.schema import TrainConfig
 from coconut.model.feedback import Feedback
-from coconut.parts import is_part, like, local, whole
+from coconut.shards import is_shard, like, local, whole
 from coconut.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
 Tensors = Mapping[str, Tensor]
@@ -122,11 +122,11 @@ class Learner:
         """Return the parameter that a tensor of the best epoch belongs to, or a plain number's place."""
         kind, _, rest = name.partition(":")
         owner = self.parameters.get(rest if kind == "weight" else rest.rpartition("/")[0])
-        return torch.empty(0) if owner is None or not is_part(owner) else owner
+        return torch.empty(0) if owner is None or not is_shard(owner) else owner
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone() if is_part(tensor) else tensor.to("cpu", copy=True)
+    return tensor.clone() if is_shard(tensor) else tensor.to("cpu", copy=True)
 
 
 def _with_prefix(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

@@ -23,17 +23,17 @@ from coconut.config.methods import MethodError, blaming_method, build_method
 from coconut.config.schema import Entry, RuntimeConfig
 from coconut.data.encoded import EncodedSet
 from coconut.data.views import ViewWriter
-from coconut.devices import Stopwatch, explain_failure, machine_load, peers_of
+from coconut.devices import Stopwatch, explain_failure, machine_load, ranks_of
 from coconut.methods import State
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions
-from coconut.peers import PeerLostError
 from coconut.pipeline.signals import Interrupted
+from coconut.ranks import RankLostError
+from coconut.training.callbacks import Callbacks, Stopped, Validation
 from coconut.training.curve import Curve
 from coconut.training.learner import Learner, Tensors
 from coconut.training.objective import Cost, Objective, check_finite
 from coconut.training.optimizer import learning_rate
-from coconut.training.outside import Outside, Stopped, Validation
 from coconut.training.position import Position, Score
 from coconut.training.progress import Progress, log_epoch, log_first_score
 from coconut.training.rows import RowMaker, TrainingRow, epoch_order, split_updates
@@ -57,7 +57,7 @@ class Trainer:
     runtime: RuntimeConfig
     accelerator: Accelerator
     validation: Validation
-    outside: Outside = field(default_factory=Outside)
+    callbacks: Callbacks = field(default_factory=Callbacks)
     shards: "Shards | None" = None
     """The weights, where no process holds all of them."""
     parent_state: State = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Trainer:
         self.learner = Learner(self.model, self.feedback, self.entry.train, modules)
         self.schedule = Schedule(self.entry, len(self.dataset), self.parent_state)
         self.position.curve = Curve.over(self.schedule.num_updates)
-        self.peers = peers_of(self.accelerator)
+        self.ranks = ranks_of(self.accelerator)
         self._stops = self._saves = False
         self.rows = RowMaker(self.dataset, self.entry, self.seed, self.writer, self.schedule)
         micro = self.runtime.micro_batch
@@ -86,7 +86,7 @@ class Trainer:
             method=self.method,
             modules=modules,
             options=PassOptions(fast=self.runtime.fast, checkpoint_activations=self.runtime.checkpoint_activations),
-            peers=self.peers,
+            ranks=self.ranks,
             shards=self.shards,
         )
         self.watch = Stopwatch()
@@ -99,16 +99,16 @@ class Trainer:
         Raises:
             Stopped: if the run was asked to end; the state is saved.
             ValueError: if a loss or gradient is not finite, or the model fails on some rows.
-            PeerLostError: if another process of this training ended; the state is saved.
+            RankLostError: if another process of this training ended; the state is saved.
         """
         name, position, total = self.entry.name, self.position, self.schedule.num_updates
         selects_best = self.entry.train.select == "best"
         if position.first is None:  # The parent's weights at this entry's stage.
             position.first = first = dataclasses.asdict(self.validate())
             log_first_score(name, first)
-            self.outside.track({f"valid_{key}": value for key, value in first.items()}, 0)
+            self.callbacks.track({f"valid_{key}": value for key, value in first.items()}, 0)
         every_s = self.runtime.log_every_s
-        with Progress(name, self.outside, every_s=every_s, start=position.update, total=total) as progress:
+        with Progress(name, self.callbacks, every_s=every_s, start=position.update, total=total) as progress:
             while not self.is_finished:
                 self.model.train()
                 for rows, next_rows in pairwise([*self._remaining_updates(), []]):
@@ -166,7 +166,7 @@ class Trainer:
             Stopped: if the run was asked to end; the state is saved.
         """
         try:
-            with self.outside.interrupting():
+            with self.callbacks.interrupting():
                 return self.validation.score(self.schedule.state_at(self.position.update))
         except Interrupted:
             self._stop()
@@ -174,10 +174,10 @@ class Trainer:
     def poll(self) -> None:
         """Raise `Interrupted` between two batches of a validation, if the run was asked to end."""
         if self.shards is not None and self.shards.kind == "pass":
-            if any(self.peers.gather(self.outside.should_stop())):
+            if any(self.ranks.gather(self.callbacks.should_stop())):
                 raise Interrupted  # All at once, since each of them reads all rows.
         else:
-            self.outside.poll()
+            self.callbacks.poll()
 
     # --- the parts of an update ---
 
@@ -204,11 +204,11 @@ class Trainer:
             cost = self.objective.accumulate(
                 shown,
                 self.learner.parameters,
-                stops=self.peers.count > 1 and self.outside.should_stop(),
-                saves=self.shards is not None and self.outside.is_save_due(),
+                stops=self.ranks.count > 1 and self.callbacks.should_stop(),
+                saves=self.shards is not None and self.callbacks.is_save_due(),
                 finish=partial(self._finish_gradient, next_rows),
             )
-        except (PeerLostError, MethodError):
+        except (RankLostError, MethodError):
             self._save_alone()
             raise
         except (RuntimeError, IndexError) as error:
@@ -233,7 +233,7 @@ class Trainer:
         """Save the weights before the update that failed, unless an earlier one has spoiled them."""
         # A full disk, or a device that no longer answers, is not the reason that the user looks for.
         with suppress(OSError, RuntimeError):
-            if all(self.peers.gather(self.learner.is_finite()) if self.shards else [self.learner.is_finite()]):
+            if all(self.ranks.gather(self.learner.is_finite()) if self.shards else [self.learner.is_finite()]):
                 self.save_state()
 
     def _place(self, rows: list[int]) -> str:
@@ -245,15 +245,15 @@ class Trainer:
 
     def _is_asked_to_stop(self) -> bool:
         # Several processes must stop after the same update, so they stop after the one in which all were told of it.
-        return self._stops or (self.peers.count == 1 and self.outside.should_stop())
+        return self._stops or (self.ranks.count == 1 and self.callbacks.should_stop())
 
     def _is_asked_to_save(self) -> bool:
         # Of sharded weights, every process gives its part: they save after the update in which all were told of it.
-        return self._saves or (self.shards is None and self.outside.is_save_due())
+        return self._saves or (self.shards is None and self.callbacks.is_save_due())
 
     def _is_save_due_at_the_end_of_an_epoch(self) -> bool:
-        due = self.outside.is_save_due()
-        return due if self.shards is None else any(self.peers.gather(due))
+        due = self.callbacks.is_save_due()
+        return due if self.shards is None else any(self.ranks.gather(due))
 
     def _close_epoch(self, score: Score) -> None:
         row = self.position.close_epoch(
@@ -265,7 +265,7 @@ class Trainer:
             load=machine_load(),
         )
         log_epoch(row)
-        self.outside.track(self.position.history[-1], row.update)
+        self.callbacks.track(self.position.history[-1], row.update)
 
     def _stop(self) -> NoReturn:
         self.save_state()
@@ -279,10 +279,10 @@ class Trainer:
         position.seconds, position.cpu_seconds = self.watch.seconds, self.watch.cpu_seconds
         position.num_oom_retries = self.num_oom_retries
         position.micro_batch = self.objective.micro_batch
-        self.outside.save(position.update, self.learner.tensors(), dataclasses.asdict(position))
+        self.callbacks.save(position.update, self.learner.tensors(), dataclasses.asdict(position))
 
     def restore_state(self, tensors: Tensors, record: Mapping[str, Any]) -> None:
-        """Continue from what `outside.save` was once given."""
+        """Continue from what `callbacks.save` was once given."""
         self.position = position = Position.from_record(record)
         self.watch = Stopwatch(seconds=position.seconds, cpu_seconds=position.cpu_seconds)
         self.objective.num_oom_retries = position.num_oom_retries

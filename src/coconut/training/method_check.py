@@ -32,11 +32,11 @@ from coconut.methods import ANSWER_MARK, Row, State
 from coconut.model.fast.thresholds import Thresholds
 from coconut.model.feedback import build_feedback
 from coconut.model.passes import PassOptions
-from coconut.peers import Peers
+from coconut.ranks import Ranks
+from coconut.training.callbacks import Callbacks
 from coconut.training.learner import Tensors
 from coconut.training.loop import Trainer
-from coconut.training.outside import Outside
-from coconut.training.parts import part_means
+from coconut.training.losses import part_means
 from coconut.training.position import Score
 from coconut.training.rows import TrainingRow
 
@@ -128,7 +128,7 @@ class _NoValidation:
 
 
 @dataclass
-class _Kept(Outside):
+class _Kept(Callbacks):
     """Keeps the resume state after so many updates, as the disk would, and stops the run there."""
 
     after: int
@@ -221,7 +221,7 @@ class _Trial:
         family: str = "gpt2",
         *,
         rows: Sequence[int] | None = None,
-        peers: Peers | None = None,
+        ranks: Ranks | None = None,
         options: PassOptions | None = None,
         micro_batch: int = _BATCH_SIZE,
     ) -> "Callable[[], _Gradient]":
@@ -229,7 +229,7 @@ class _Trial:
         trainer = self.trainer(family)
         objective = trainer.objective
         objective.micro_batch, objective.options = micro_batch, options or objective.options
-        objective.peers = peers or objective.peers
+        objective.ranks = ranks or objective.ranks
         trainer.model.train()
         shown = trainer.rows.of(list(range(_BATCH_SIZE)), 0, 1)
         return partial(_Gradient.of, trainer, [shown[row] for row in rows or range(_BATCH_SIZE)])
@@ -366,7 +366,7 @@ def _check_fast_path(trial: _Trial) -> str:
 def _check_resume(trial: _Trial) -> str:
     straight = _run(trial)
     interrupted = _Kept(after=3)
-    _run(trial, outside=interrupted)
+    _run(trial, callbacks=interrupted)
     assert interrupted.saved is not None, "a state is saved after every update"
     # As after a kill: the module is loaded anew, and knows only what the resume state holds.
     _reload(trial.name)
@@ -401,11 +401,11 @@ def _check_question(trial: _Trial) -> str:
 
 def _run(
     trial: _Trial,
-    outside: _Kept | None = None,
+    callbacks: _Kept | None = None,
     resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
 ) -> Tensors:
     _reload(trial.name)
-    trainer = trial.trainer(outside=outside or Outside())
+    trainer = trial.trainer(callbacks=callbacks or Callbacks())
     if resumed is not None:
         trainer.restore_state(*resumed)
     trainer.fit()
@@ -434,7 +434,7 @@ class _Meeting:
 
 
 @dataclass(frozen=True)
-class _ThreadPeers(Peers):
+class _ThreadRanks(Ranks):
     """Two threads, each with a model of its own, that send each other what processes would."""
 
     meeting: _Meeting = field(default_factory=_Meeting)
@@ -459,7 +459,7 @@ def _in_two_processes(trial: _Trial) -> list[_Gradient]:
     found: dict[int, _Gradient] = {}
 
     # One after another: what a model is made of is drawn from a generator that threads share.
-    computes = [trial.prepare(peers=_ThreadPeers(rank, 2, meeting=meeting)) for rank in range(2)]
+    computes = [trial.prepare(ranks=_ThreadRanks(rank, 2, meeting=meeting)) for rank in range(2)]
 
     def work(rank: int) -> None:
         try:

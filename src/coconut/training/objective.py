@@ -29,8 +29,8 @@ from coconut.model.feedback import Feedback
 from coconut.model.latent import read_columns
 from coconut.model.passes import PassOptions, cut
 from coconut.model.thoughts import SlotFeedback
-from coconut.peers import NoRoomError, Peers
-from coconut.training.parts import Sums, mean_loss
+from coconut.ranks import BatchTooLargeError, Ranks
+from coconut.training.losses import Sums, mean_loss
 from coconut.training.reading import Draws, Keeper, Reading, UpdateFacts
 from coconut.training.rows import TrainingRow
 
@@ -74,7 +74,7 @@ class Objective:
     modules: nn.Module | None = None
     """What the method trains beside the model."""
     options: PassOptions = field(default_factory=PassOptions)
-    peers: Peers = field(default_factory=Peers)
+    ranks: Ranks = field(default_factory=Ranks)
     shards: "Shards | None" = None
     """The weights, where no process holds all of them."""
     num_oom_retries: int = 0
@@ -113,9 +113,9 @@ class Objective:
                 ask an accelerator is to wait until it has done all its work.
 
         Raises:
-            PeerLostError: another process has ended.
-            NoRoomError: memory ran out, and this process cannot do the update again by itself: with shards, and where
-                several processes read rows in several layouts.
+            RankLostError: another process has ended.
+            BatchTooLargeError: memory ran out, and this process cannot do the update again by itself: with shards, and
+                where several processes read rows in several layouts.
             MethodError: the method has failed in its own file.
         """
         readings = self.method.readings
@@ -127,18 +127,18 @@ class Objective:
                 sums, counts = self._accumulate_own(rows, keys, UpdateFacts(len(rows), num_tokens))
                 break
             except RuntimeError as error:
-                num_rows = min(self.micro_batch, len(self.peers.own(len(rows))))
+                num_rows = min(self.micro_batch, len(self.ranks.own(len(rows))))
                 if num_rows <= 1 or not is_out_of_memory(error):
                     raise
                 # Between two readings processes tell each other what they kept, so that none can begin again alone.
-                if self.shards or (self.peers.count > 1 and len(readings) > 1):
-                    raise NoRoomError("micro_batch", num_rows) from error
-            # Outside the except block: there, the traceback would keep the failed pass's tensors alive.
+                if self.shards or (self.ranks.count > 1 and len(readings) > 1):
+                    raise BatchTooLargeError("micro_batch", num_rows) from error
+            # Callbacks the except block: there, the traceback would keep the failed pass's tensors alive.
             num_retries += 1
             self._halve(num_rows)
         told = [*counts, int(stops), int(saves), num_retries]
-        if self.peers.count > 1:
-            if len(rows) < self.peers.count:
+        if self.ranks.count > 1:
+            if len(rows) < self.ranks.count:
                 sums = self._agree_on_parts(sums)
             told = self._sum_over_processes(parameters, [part.total for part in sums.values()], told)
         num_columns, num_padding, num_latents, num_stops, num_saves, num_retries = told
@@ -147,7 +147,7 @@ class Objective:
         if num_retries:
             # One process wrote down what all of them have learned, and each goes on with what fits everywhere.
             self.num_oom_retries += num_retries
-            self.micro_batch = min(self.peers.gather(self.micro_batch))
+            self.micro_batch = min(self.ranks.gather(self.micro_batch))
         device = self.accelerator.device
         grad_norm = torch.zeros((), dtype=torch.float64, device=device) if finish is None else finish()
         *totals, norm = torch.stack([*(part.total for part in sums.values()), grad_norm.to(torch.float64)]).tolist()
@@ -184,7 +184,7 @@ class Objective:
                     num_padding += int((batch.attention_mask_BT == 0).sum())
                     num_latents += int(batch.is_latent_BT.sum())
             if len(self.method.readings) > 1:
-                keeper.join(facts, self.peers)
+                keeper.join(facts, self.ranks)
         return sums, (num_columns, num_padding, num_latents)
 
     def _read(
@@ -249,7 +249,7 @@ class Objective:
 
     def _agree_on_parts(self, sums: dict[str, Part]) -> dict[str, Part]:
         """Give every process the same parts in the same order, where some have no row and so found no part."""
-        described = self.peers.gather({name: [part.count, part.weight] for name, part in sums.items()})
+        described = self.ranks.gather({name: [part.count, part.weight] for name, part in sums.items()})
         names = {name: values for found in described for name, values in found.items()}
         zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         return {name: sums.get(name) or Part(zero.clone(), *names[name]) for name in names}
@@ -264,16 +264,16 @@ class Objective:
             the passes that the micro-batch must be cut into at least.
         """
         if not self.shards:
-            yield from ((rows, True, 0) for rows in self._pieces(views, self.peers.rank))
+            yield from ((rows, True, 0) for rows in self._pieces(views, self.ranks.rank))
             return
-        for pieces in zip_longest(*(self._pieces(views, rank) for rank in range(self.peers.count)), fillvalue=[]):
-            own, rows = pieces[self.peers.rank], [row for piece in pieces for row in piece]
+        for pieces in zip_longest(*(self._pieces(views, rank) for rank in range(self.ranks.count)), fillvalue=[]):
+            own, rows = pieces[self.ranks.rank], [row for piece in pieces for row in piece]
             yield own or rows[:1], bool(own), 1 + max(views[row].num_thoughts for row in rows)
 
     def _pieces(self, views: Sequence[View], rank: int) -> list[list[int]]:
         """Cut the rows of a process into micro-batches."""
         # Rows of similar length share a micro-batch, so that little is padded; the update is the same.
-        own = self.peers.part_of(rank, len(views))
+        own = self.ranks.part_of(rank, len(views))
         ordered = sorted(own, key=lambda row: len(views[row].input_ids))
         return [ordered[start : start + self.micro_batch] for start in range(0, len(ordered), self.micro_batch)]
 
@@ -293,14 +293,14 @@ class Objective:
         """
         summed = [] if self.shards else list(parameters.values())  # Gradients of shards are summed already.
         reached = [int(parameter.grad is not None) for parameter in summed]
-        sums = [int(number) for number in self.peers.sum_on_host([*told, *reached])]
+        sums = [int(number) for number in self.ranks.sum_on_host([*told, *reached])]
         gradients = []
         for parameter, num_reached in zip(summed, sums[len(told) :], strict=True):
             if num_reached:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-        self.peers.sum_([*totals, *gradients])
+        self.ranks.sum_([*totals, *gradients])
         return sums[: len(told)]
 
 

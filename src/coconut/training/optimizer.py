@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coconut.config.schema import Entry, TrainConfig
-from coconut.parts import like, local
+from coconut.shards import like, local
 
 NamedParameters = Mapping[str, nn.Parameter]
 

@@ -14,8 +14,8 @@ from coconut.checkpoints.tensors import save_tensors
 from coconut.files import check_free_space, cure_of, replace_file
 from coconut.layout import OUTPUTS_DIR, checkpoint_dir, optimizer_file
 from coconut.model.choice import noted_passes
-from coconut.parts import give_parts
 from coconut.pipeline.resume import resume_dir
+from coconut.shards import give_shards
 from coconut.training.curve import updates_csv
 from coconut.training.loop import Trainer
 from coconut.training.position import history_csv
@@ -94,8 +94,8 @@ def write_outputs(
     model, thought = trainer.model, trainer.feedback.state_dict()
     if trainer.shards is not None:
         model, thought = trainer.shards.gather()
-    if not trainer.peers.leads:
-        give_parts(moments)
+    if not trainer.ranks.is_main:
+        give_shards(moments)
         return
     output_dir, weights_dir = OUTPUTS_DIR / entry.name, checkpoint_dir(entry.name)
     meta = CheckpointMeta.of_entry(entry, prompt=prompt, state=schedule.state_at(position.update))

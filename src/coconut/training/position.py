@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coconut.training.curve import Curve
+from coconut.training.losses import Sums, add_sums, mean_loss, part_means
 from coconut.training.objective import Cost
-from coconut.training.parts import Sums, add_sums, mean_loss, part_means
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from loguru import logger
 from tqdm import tqdm
 
 from coconut.logs import shows_progress
-from coconut.training.outside import Outside
+from coconut.training.callbacks import Callbacks
 from coconut.training.position import HistoryRow, Position
 
 
 class Progress:
     """Shows one entry's updates; use it as a context, which closes the bar."""
 
-    def __init__(self, entry_name: str, outside: Outside, *, every_s: float, start: int, total: int) -> None:
-        self._entry_name, self._outside = entry_name, outside
+    def __init__(self, entry_name: str, callbacks: Callbacks, *, every_s: float, start: int, total: int) -> None:
+        self._entry_name, self._callbacks = entry_name, callbacks
         self._every_s, self._last = every_s, time.monotonic()
         self._total = total
         self._bar = tqdm(
@@ -50,9 +50,9 @@ class Progress:
             {"loss": f"{loss:.4f}"} | {name: f"{mean:.4f}" for name, mean in parts.items()}, refresh=False
         )
         progress = {"update": position.update, "num_updates": self._total, "loss": loss, "eta_s": eta_s}
-        self._outside.report(progress)
+        self._callbacks.report(progress)
         running = {"running_loss": loss, "lr": position.lr} | {f"running_{name}": mean for name, mean in parts.items()}
-        self._outside.track(running, position.update)
+        self._callbacks.track(running, position.update)
         if self._bar.disable:
             logger.info(
                 "{}: update {update}/{num_updates} loss {loss:.4f}{parts} lr {lr:.2e} {ms:.0f} ms/update, {left} left",

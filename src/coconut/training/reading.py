@@ -18,7 +18,7 @@ from coconut.methods import Part
 from coconut.model.batch import latent_columns
 from coconut.model.latent import supervised_nll
 from coconut.model.passes import PlainPasses
-from coconut.peers import Peers
+from coconut.ranks import Ranks
 
 
 @dataclass
@@ -42,20 +42,20 @@ class Keeper:
         """Keep one tensor for each of these rows of the update."""
         self._rows.setdefault(name, {}).update(zip(places, values.detach().unbind(), strict=True))
 
-    def join(self, facts: UpdateFacts, peers: Peers) -> None:
+    def join(self, facts: UpdateFacts, ranks: Ranks) -> None:
         """Put what was kept into the facts of the update, in the order of its rows.
 
         Every process calls it at the same place.
         """
         # A process may have no row of its own, and must still take part in what the others send.
-        names = sorted({name for names in peers.gather(sorted(self._rows)) for name in names})
+        names = sorted({name for names in ranks.gather(sorted(self._rows)) for name in names})
         for name in names:
             own = self._rows.get(name, {})
-            shapes = [shape for shape in peers.gather(list(next(iter(own.values())).shape) if own else None) if shape]
-            joined = torch.zeros(facts.num_rows, *shapes[0], device=peers.device)
+            shapes = [shape for shape in ranks.gather(list(next(iter(own.values())).shape) if own else None) if shape]
+            joined = torch.zeros(facts.num_rows, *shapes[0], device=ranks.device)
             if own:
                 joined[list(own)] = torch.stack(list(own.values())).to(joined)
-            peers.sum_([joined])  # Each row is one process's, and zero in the others.
+            ranks.sum_([joined])  # Each row is one process's, and zero in the others.
             facts.whole[name] = joined
         self._rows.clear()
 

@@ -23,14 +23,14 @@ from coconut.data.examples import Example, read_examples
 from coconut.data.layouts import Layout, common_layouts
 from coconut.data.tokenizer import load_tokenizer
 from coconut.data.views import ViewWriter, reasoning_ids
-from coconut.devices import build_accelerator, compute_dtype_of, peers_of
+from coconut.devices import build_accelerator, compute_dtype_of, ranks_of
 from coconut.evaluation.evaluator import Evaluator
 from coconut.layout import ENCODED_DIR, EXAMPLES_DIR, checkpoint_dir, optimizer_file
 from coconut.methods import State
 from coconut.model.feedback import Feedback
 from coconut.model.head import num_positions
 from coconut.model.passes import PassOptions
-from coconut.peers import Peers
+from coconut.ranks import Ranks
 from coconut.training.learner import Learner
 from coconut.training.loop import Trainer
 from coconut.training.optimizer import fits_optimizer
@@ -91,9 +91,9 @@ def _build_trainer(
         autocast=accelerator.autocast,
         options=PassOptions(fast=params.runtime.fast and shards is None),
         # Layers that are gathered when a pass reaches them must be reached by all processes, with the same rows.
-        peers=Peers() if shards is not None and shards.kind == "pass" else peers_of(accelerator),
+        ranks=Ranks() if shards is not None and shards.kind == "pass" else ranks_of(accelerator),
     )
-    evaluator.in_step = evaluator.peers.count < accelerator.num_processes
+    evaluator.in_step = evaluator.ranks.count < accelerator.num_processes
     trainer = Trainer(
         entry=entry,
         model=model,
@@ -138,8 +138,8 @@ def _load_shards(
             f" to process; found {entry.latent.parallel_iterations}, which goes with `update`"
         )
     load_thought = partial(_load_feedback, params, entry, parent=parent)
-    peers, compute_dtype = peers_of(accelerator), compute_dtype_of(accelerator)
-    return load_sharded(checkpoint_dir(entry.parent), load_thought, peers, kind, dtype, compute_dtype)
+    ranks, compute_dtype = ranks_of(accelerator), compute_dtype_of(accelerator)
+    return load_sharded(checkpoint_dir(entry.parent), load_thought, ranks, kind, dtype, compute_dtype)
 
 
 def _load_feedback(params: Params, entry: Entry, model: PreTrainedModel, parent: CheckpointMeta | None) -> Feedback:

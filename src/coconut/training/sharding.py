@@ -31,8 +31,8 @@ from coconut.checkpoints.tensors import RESTORE, read_tensors
 from coconut.checkpoints.weights import quiet_transformers, read_config, weight_files
 from coconut.model.feedback import Feedback
 from coconut.model.passes import PassOptions
-from coconut.parts import like, local, whole
-from coconut.peers import Peers
+from coconut.ranks import Ranks
+from coconut.shards import like, local, whole
 
 T = TypeVar("T")
 Sharding = Literal["update", "pass"]
@@ -63,14 +63,14 @@ class Shards:
         self,
         model: PreTrainedModel,
         feedback: Feedback,
-        peers: Peers,
+        ranks: Ranks,
         kind: Sharding,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        self.kind, self.peers = kind, peers
+        self.kind, self.ranks = kind, ranks
         step = self.step = Step(model, feedback)
         self.model, self.feedback = model, feedback
-        mesh = init_device_mesh(torch.device(peers.device).type, (peers.count,))
+        mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.count,))
         # The rounds of parallel thoughts differ from process to process, so there the sums wait for the last of them.
         self._is_in_step = not feedback.parallel_iterations
         gathered = compute_dtype if self._is_in_step else None
@@ -140,9 +140,9 @@ class Shards:
         weights: dict[str, Tensor] = {}
         for name, parameter in self.step.named_parameters():
             found = whole(parameter.detach())
-            if self.peers.leads:
+            if self.ranks.is_main:
                 weights[name] = found.to("cpu", copy=True)
-        if not self.peers.leads:
+        if not self.ranks.is_main:
             return self.model, {}
         of_model = {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
         of_feedback = {name.removeprefix("feedback."): t for name, t in weights.items() if name.startswith("feedback.")}
@@ -222,7 +222,7 @@ def assemble(sharded: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrai
 def load_sharded(
     folder: Path,
     load_thought: Callable[[PreTrainedModel], Feedback],
-    peers: Peers,
+    ranks: Ranks,
     kind: Sharding,
     dtype: torch.dtype,
     compute_dtype: torch.dtype | None = None,
@@ -238,8 +238,8 @@ def load_sharded(
         ValueError: if weights are missing, damaged, not finite, or under other names than the model's own.
     """
     model = build_empty(read_config(folder), dtype)
-    shards = Shards(model, load_thought(model), peers, kind, compute_dtype)
-    device = torch.device(peers.device)
+    shards = Shards(model, load_thought(model), ranks, kind, compute_dtype)
+    device = torch.device(ranks.device)
 
     def place(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)

@@ -15,13 +15,13 @@ from typing import Any
 
 from coconut.config.schema import RuntimeConfig
 from coconut.files import replace_file
-from coconut.peers import NoRoomError
+from coconut.ranks import BatchTooLargeError
 
-_PATTERN = "room-*.json"
+_PATTERN = "batch-*.json"
 
 
 @dataclass(frozen=True)
-class Room:
+class BatchLimits:
     """What fits. By default, nothing is known."""
 
     micro_batch: int | None = None
@@ -32,16 +32,16 @@ class Room:
     """How often memory ran out until this was known."""
 
     @classmethod
-    def read(cls, folder: Path) -> "Room":
+    def read(cls, folder: Path) -> "BatchLimits":
         """Read what all processes have left in a folder; a damaged file counts as none."""
-        room = cls()
+        limits = cls()
         for path in folder.glob(_PATTERN):
-            room = room.and_(_read(path))
-        return room
+            limits = limits.and_(_read(path))
+        return limits
 
-    def and_(self, other: "Room") -> "Room":
+    def and_(self, other: "BatchLimits") -> "BatchLimits":
         """Return what fits according to both."""
-        return Room(
+        return BatchLimits(
             _least(self.micro_batch, other.micro_batch),
             _least(self.eval_batch, other.eval_batch),
             self.num_retries + other.num_retries,
@@ -60,34 +60,34 @@ class Room:
         )
 
 
-def note_room(folder: Path, rank: int, error: NoRoomError) -> None:
+def note_batch_limits(folder: Path, rank: int, error: BatchTooLargeError) -> None:
     """Leave what a process has learned, on top of what it had learned before.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = folder / _PATTERN.replace("*", str(rank))
-    learned = Room(**{error.batch: error.fits}, num_retries=1)
+    learned = BatchLimits(**{error.batch: error.fits}, num_retries=1)
     replace_file(path, json.dumps(asdict(_read(path).and_(learned))))
 
 
-def is_room_file(path: Path) -> bool:
+def is_limits_file(path: Path) -> bool:
     """Say whether a file of a resume folder is of this kind."""
     return path.match(_PATTERN) and path.is_file()
 
 
-def _read(path: Path) -> Room:
+def _read(path: Path) -> BatchLimits:
     with suppress(OSError, ValueError):
         return _of_record(json.loads(path.read_text(encoding="utf-8")))
-    return Room()
+    return BatchLimits()
 
 
-def _of_record(record: Mapping[str, Any]) -> Room:
-    if not isinstance(record, dict) or record.keys() != asdict(Room()).keys():
+def _of_record(record: Mapping[str, Any]) -> BatchLimits:
+    if not isinstance(record, dict) or record.keys() != asdict(BatchLimits()).keys():
         raise ValueError("not a record of what fits")
     if not all(value is None or (type(value) is int and value >= 0) for value in record.values()):
         raise ValueError("not numbers of rows")
-    return Room(**record)
+    return BatchLimits(**record)
 
 
 def _least(one: int | None, other: int | None) -> int | None:

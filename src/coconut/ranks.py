@@ -22,25 +22,25 @@ _BUCKET_ELEMENTS = 16_000_000
 """Of the sums that are sent at once: one large message takes a third of the time of many small ones."""
 
 
-class PeerLostError(Exception):
+class RankLostError(Exception):
     """Another process of this stage has ended, so that what it should have sent will not come."""
 
 
-def is_lost_peer(error: BaseException | None) -> bool:
+def is_lost_rank(error: BaseException | None) -> bool:
     """Say whether an error arose since another process has ended, whatever it was wrapped into since.
 
-    Sharded layers send and receive within the model, where `Peers` has no part in it.
+    Sharded layers send and receive within the model, where `Ranks` has no part in it.
     """
     while error is not None:
         # NCCL's errors have a type of their own; gloo's have the place in its sources that found the connection closed.
         is_of_backend = type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError)
-        if isinstance(error, PeerLostError) or is_of_backend or "gloo/transport" in str(error):
+        if isinstance(error, RankLostError) or is_of_backend or "gloo/transport" in str(error):
             return True
         error = error.__cause__
     return False
 
 
-class NoRoomError(Exception):
+class BatchTooLargeError(Exception):
     """Memory ran out in this process while others wait for what it was to send: all of them must begin again.
 
     Args:
@@ -54,7 +54,7 @@ class NoRoomError(Exception):
 
 
 @dataclass(frozen=True)
-class Peers:
+class Ranks:
     """The processes of a stage, as one of them sees them. By default there is one, and nothing is ever sent."""
 
     rank: int = 0
@@ -63,7 +63,7 @@ class Peers:
     """Where the tensors are that it sums."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes files and speaks to the terminal."""
         return self.rank == 0
 
@@ -79,7 +79,7 @@ class Peers:
         """Return when every process has come here.
 
         Raises:
-            PeerLostError: one of them has ended.
+            RankLostError: one of them has ended.
         """
         self.gather(None)
 
@@ -90,7 +90,7 @@ class Peers:
         same order, and gets the same bits.
 
         Raises:
-            PeerLostError: a process has ended.
+            RankLostError: a process has ended.
         """
         if self.count == 1:
             return
@@ -109,7 +109,7 @@ class Peers:
         """Add up numbers of the CPU over the processes. No accelerator is waited for.
 
         Raises:
-            PeerLostError: a process has ended.
+            RankLostError: a process has ended.
         """
         if self.count == 1:
             return list(numbers)
@@ -129,7 +129,7 @@ class Peers:
             value: what JSON can hold.
 
         Raises:
-            PeerLostError: a process has ended.
+            RankLostError: a process has ended.
         """
         if self.count == 1:
             return [value]
@@ -158,7 +158,7 @@ class Peers:
             agreed: the exception by which a process gives up.
 
         Raises:
-            PeerLostError: a process has ended.
+            RankLostError: a process has ended.
         """
         if self.count == 1:
             return [compute()]
@@ -203,4 +203,4 @@ def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # Each backend has texts of its own for it.
-        raise PeerLostError(" ".join(str(error).split())[:300]) from error
+        raise RankLostError(" ".join(str(error).split())[:300]) from error

@@ -29,7 +29,7 @@ class Validation(Protocol):
         """
 
 
-class Outside:
+class Callbacks:
     """The trainer's only way to disk, signals and trackers. This one keeps nothing and never stops a run.
 
     `coconut.training.entry` gives the trainer one that saves, listens and reports; tests and benchmarks

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
     """Say whether this process holds a part of the tensor only."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor, which all processes must ask for together; a plain one is whole already."""
-    if not is_part(tensor):
+    if not is_shard(tensor):
         return tensor
     found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return found
@@ -22,7 +22,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor."""
-    if not is_part(tensor):
+    if not is_shard(tensor):
         return tensor
     found: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return found
@@ -33,9 +33,9 @@ def like(value: Tensor, parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
     Nothing is sent: each process cuts its part out of the whole, which may be a mapped file.
     """
-    if is_part(value):
+    if is_shard(value):
         return value.to(dtype, copy=True)
-    if not is_part(parameter) or value.ndim == 0:
+    if not is_shard(parameter) or value.ndim == 0:
         return value.to(parameter.device, dtype, copy=True)
     from torch.distributed.tensor import distribute_tensor  # Here, because importing it takes part of a second.
 
@@ -44,7 +44,7 @@ def like(value: Tensor, parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return part.to(parameter.device, dtype, copy=True)
 
 
-def give_parts(tensors: Mapping[str, Tensor]) -> None:
+def give_shards(tensors: Mapping[str, Tensor]) -> None:
     """Take part in the gathering of tensors that another process writes down, in its order."""
     for name in sorted(tensors):
         whole(tensors[name])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from coconut.config.params import load_params
 from coconut.config.schema import RuntimeConfig
-from coconut.peers import NoRoomError, PeerLostError, is_lost_peer
+from coconut.pipeline.batch_limits import BatchLimits, note_batch_limits
 from coconut.pipeline.resume import ResumeStore
-from coconut.pipeline.room import Room, note_room
+from coconut.ranks import BatchTooLargeError, RankLostError, is_lost_rank
 from project import ROOT
 
 
@@ -22,18 +22,18 @@ def runtime() -> RuntimeConfig:
 
 
 def test_nothing_known_changes_nothing(runtime: RuntimeConfig, tmp_path: Path) -> None:
-    assert Room.read(tmp_path / "missing") == Room.read(tmp_path) == Room()
-    assert Room().limit(runtime, 16) == runtime
+    assert BatchLimits.read(tmp_path / "missing") == BatchLimits.read(tmp_path) == BatchLimits()
+    assert BatchLimits().limit(runtime, 16) == runtime
 
 
 def test_the_least_that_any_process_has_learned_counts(runtime: RuntimeConfig, tmp_path: Path) -> None:
-    note_room(tmp_path, 0, NoRoomError("micro_batch", 16))
-    note_room(tmp_path, 1, NoRoomError("micro_batch", 8))
-    note_room(tmp_path, 1, NoRoomError("eval_batch", 32))
-    assert Room.read(tmp_path) == Room(4, 16, 3)
-    limited = Room.read(tmp_path).limit(runtime, 16)
+    note_batch_limits(tmp_path, 0, BatchTooLargeError("micro_batch", 16))
+    note_batch_limits(tmp_path, 1, BatchTooLargeError("micro_batch", 8))
+    note_batch_limits(tmp_path, 1, BatchTooLargeError("eval_batch", 32))
+    assert BatchLimits.read(tmp_path) == BatchLimits(4, 16, 3)
+    limited = BatchLimits.read(tmp_path).limit(runtime, 16)
     assert (limited.micro_batch, limited.eval_batch) == (4, 16)
-    assert Room.read(tmp_path).limit(replace(runtime, micro_batch=2, eval_batch=8), 16) == replace(
+    assert BatchLimits.read(tmp_path).limit(replace(runtime, micro_batch=2, eval_batch=8), 16) == replace(
         runtime, micro_batch=2, eval_batch=8
     ), "less was asked for"
 
@@ -44,27 +44,27 @@ def test_the_least_that_any_process_has_learned_counts(runtime: RuntimeConfig, t
 )
 def test_a_damaged_file_counts_as_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "room-0.json").write_text(content)
-    (tmp_path / "room-1.json").mkdir()
-    assert Room.read(tmp_path) == Room()
-    note_room(tmp_path, 0, NoRoomError("eval_batch", 2))
-    assert Room.read(tmp_path) == Room(None, 1, 1)
+    (tmp_path / "batch-1.json").mkdir()
+    assert BatchLimits.read(tmp_path) == BatchLimits()
+    note_batch_limits(tmp_path, 0, BatchTooLargeError("eval_batch", 2))
+    assert BatchLimits.read(tmp_path) == BatchLimits(None, 1, 1)
 
 
 @given(st.binary(max_size=80))
 def test_no_bytes_are_a_crash(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("room")
     (folder / "room-0.json").write_bytes(content)
-    assert Room.read(folder) == Room()
+    assert BatchLimits.read(folder) == BatchLimits()
 
 
 def test_it_stays_where_a_trainer_tidies_up(tmp_path: Path) -> None:
     folder = ResumeStore.folder_of("train@cot", "f" * 64, tmp_path)
     folder.mkdir(parents=True)
-    note_room(folder, 3, NoRoomError("micro_batch", 2))
-    (folder / "room-3.json.tmp").write_text("half")
+    note_batch_limits(folder, 3, BatchTooLargeError("micro_batch", 2))
+    (folder / "batch-3.json.tmp").write_text("half")
     with ResumeStore.open("train@cot", "f" * 64, None, root=tmp_path):  # type: ignore[arg-type]
-        assert json.loads((folder / "room-3.json").read_text())["micro_batch"] == 1
-        assert not (folder / "room-3.json.tmp").exists()
+        assert json.loads((folder / "batch-3.json").read_text())["micro_batch"] == 1
+        assert not (folder / "batch-3.json.tmp").exists()
 
 
 def test_a_lost_process_is_known_in_whatever_its_error_is_wrapped() -> None:
@@ -74,7 +74,7 @@ def test_a_lost_process_is_known_in_whatever_its_error_is_wrapped() -> None:
         return outer
 
     gloo = RuntimeError("[/a/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:53967")
-    for lost in (PeerLostError("x"), gloo, wrapped(gloo), wrapped(wrapped(gloo))):
-        assert is_lost_peer(lost)
+    for lost in (RankLostError("x"), gloo, wrapped(gloo), wrapped(wrapped(gloo))):
+        assert is_lost_rank(lost)
     for other in (None, RuntimeError("x"), ValueError("gloo"), wrapped(RuntimeError("CUDA error"))):
-        assert not is_lost_peer(other)
+        assert not is_lost_rank(other)

@@ -1,6 +1,6 @@
 """Run by tests as one of several processes: the gradients of updates, and validation, which rank 0 writes down.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of_peers.py result.safetensors none fp32
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/update_of_ranks.py result.safetensors none fp32
 """
 
 import sys
@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from arms import make_method, rows_of
 from coconut.config.params import load_params
 from coconut.data.views import IGNORED, View
-from coconut.devices import build_accelerator, compute_dtype_of, peers_of
+from coconut.devices import build_accelerator, compute_dtype_of, ranks_of
 from coconut.model.feedback import build_feedback
 from coconut.model.passes import PassOptions
-from coconut.parts import whole
+from coconut.shards import whole
 from coconut.training.objective import Objective
 from coconut.training.sharding import Shards
 from families import build_family
@@ -89,8 +89,8 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
     )
     room = case.pop("room", len(views))
     num_weights = sum(p.numel() for module in (model, feedback) for p in module.parameters())
-    peers, compute_dtype = peers_of(accelerator), compute_dtype_of(accelerator)
-    shards = Shards(model, feedback, peers, sharding, compute_dtype) if sharding != "none" else None
+    ranks, compute_dtype = ranks_of(accelerator), compute_dtype_of(accelerator)
+    shards = Shards(model, feedback, ranks, sharding, compute_dtype) if sharding != "none" else None
     objective = Objective(
         model,
         feedback,
@@ -99,22 +99,22 @@ def gradients(accelerator: Accelerator, case: dict, sharding: str) -> dict[str, 
         micro_batch=case.pop("micro_batch", len(views)),
         method=make_method(),
         options=PassOptions(**case),
-        peers=peers_of(accelerator),
+        ranks=ranks_of(accelerator),
         shards=shards,
     )
     parameters = dict(model.named_parameters()) | {f"feedback.{name}": p for name, p in feedback.named_parameters()}
-    if peers_of(accelerator).rank == peers_of(accelerator).count - 1 and sharding == "none":
+    if ranks_of(accelerator).rank == ranks_of(accelerator).count - 1 and sharding == "none":
         limit_rows(objective, room)
     torch.manual_seed(7)
     with counting("all_gather_single") as gathered, counting("reduce_scatter_single") as reduced:
-        cost = objective.accumulate(rows_of(views), parameters, stops=peers_of(accelerator).rank == 1)
+        cost = objective.accumulate(rows_of(views), parameters, stops=ranks_of(accelerator).rank == 1)
     found = {name: whole(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
     nll, num_tokens, _ = cost.parts["nll"]
     numbers = [nll, num_tokens, cost.num_columns - cost.num_padding, cost.num_latents, cost.stops]
     of_weights = [max(map(sum, zip(*sizes, strict=True)), default=0) / num_weights for sizes in (gathered, reduced)]
     numbers += [*of_weights, objective.micro_batch, objective.num_oom_retries]
     # Every process must say the same.
-    assert len({str(one) for one in peers_of(accelerator).gather(numbers)}) == 1
+    assert len({str(one) for one in ranks_of(accelerator).gather(numbers)}) == 1
     return found | {"cost": torch.tensor(numbers, dtype=torch.float64)}
 
 
@@ -128,5 +128,5 @@ if __name__ == "__main__":
         if not (sharding == "pass" and "parallel_iterations" in case)
         for key, tensor in gradients(accelerator, case, sharding).items()
     }
-    if peers_of(accelerator).leads:
+    if ranks_of(accelerator).is_main:
         save_file(results, sys.argv[1])
