@@ -136,7 +136,7 @@ def _eight_operations(input: Tensor) -> Tensor:
 
 
 class Update:
-    """One optimiser update on a batch: zero the gradients, forward, backward, AdamW."""
+    """One optimizer update on a batch: zero the gradients, forward, backward, AdamW."""
 
     def __init__(
         self, model: PreTrainedModel, batch: Batch, nll: Nll, *, gelu: bool = True, options: PassOptions | None = None

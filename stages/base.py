@@ -17,7 +17,7 @@ def load() -> Work:
     from coconut.layout import EXAMPLES_DIR, SPLITS, checkpoint_dir, optimizer_file
 
     def main() -> None:
-        """Write `outputs/base/checkpoint`, and that its optimiser starts fresh."""
+        """Write `outputs/base/checkpoint`, and that its optimizer starts fresh."""
         # Every split: a vocabulary without the test set's words could not even ask its questions.
         examples = (example for split in SPLITS for example in read_examples(EXAMPLES_DIR / f"{split}.jsonl"))
         prepare_base(load_params(), examples, checkpoint_dir(BASE))

@@ -188,7 +188,7 @@ def training() -> dict[str, Any]:
         trainer.fit()
         weights = torch.cat([p.detach().flatten().cpu() for p in trainer.learner.parameters.values()])
         devices = {p.device.type for p in trainer.learner.parameters.values()}
-        devices |= {t.device.type for name, t in trainer.learner.moments().items() if name.endswith("exp_avg")}
+        devices |= {t.device.type for name, t in trainer.learner.optimizer_state().items() if name.endswith("exp_avg")}
         best = {tensor.device.type for tensor in trainer.learner._best.values()}
         ends.append((weights, untimed(trainer.position.history), devices, best))
     (one, history, devices, best), (other, other_history, other_devices, other_best) = ends

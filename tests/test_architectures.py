@@ -228,8 +228,8 @@ def test_a_stopped_run_goes_on_with_the_projections_weights_and_moments(params: 
     assert sum(name.startswith("feedback.") for name in straight.learner.parameters) == 6
     for name, parameter in straight.learner.parameters.items():
         assert torch.equal(parameter, second.learner.parameters[name]), name
-    for name, moment in straight.learner.moments().items():
-        assert torch.equal(moment, second.learner.moments()[name]), name
+    for name, moment in straight.learner.optimizer_state().items():
+        assert torch.equal(moment, second.learner.optimizer_state()[name]), name
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -43,7 +43,7 @@ def test_the_least_that_any_process_has_learned_counts(runtime: RuntimeConfig, t
     ["", "{", "[]", "null", '{"micro_batch": 4}', '{"micro_batch": true, "eval_batch": -1, "num_retries": 0}'],
 )
 def test_a_damaged_file_counts_as_none(content: str, tmp_path: Path) -> None:
-    (tmp_path / "room-0.json").write_text(content)
+    (tmp_path / "batch-0.json").write_text(content)
     (tmp_path / "batch-1.json").mkdir()
     assert BatchLimits.read(tmp_path) == BatchLimits()
     note_batch_limits(tmp_path, 0, BatchTooLargeError("eval_batch", 2))
@@ -53,7 +53,7 @@ def test_a_damaged_file_counts_as_none(content: str, tmp_path: Path) -> None:
 @given(st.binary(max_size=80))
 def test_no_bytes_are_a_crash(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("room")
-    (folder / "room-0.json").write_bytes(content)
+    (folder / "batch-0.json").write_bytes(content)
     assert BatchLimits.read(folder) == BatchLimits()
 
 

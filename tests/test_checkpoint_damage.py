@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_feedback(folder, feedback)
     learner = Learner(model, feedback, parse_params(shipped_tree()).train)
     take_a_step(learner)
-    save_tensors(learner.moments(), folder / OPTIMIZER_FILE)
+    save_tensors(learner.optimizer_state(), folder / OPTIMIZER_FILE)
     assert {path.name for path in folder.iterdir()} >= set(FILES)
     return folder
 
@@ -68,7 +68,7 @@ def use(folder: Path) -> None:
     reasoner.solve(["1 + 2 + 3 ?"], max_new_tokens=2)
     path = folder / OPTIMIZER_FILE
     learner = Learner(reasoner.model, reasoner.feedback, parse_params(shipped_tree()).train)
-    learner.take_over(read_tensors(path, "the parent's moments"), place=str(path))
+    learner.take_over(read_tensors(path, "the parent's optimizer state"), place=str(path))
     take_a_step(learner)
 
 

@@ -1,7 +1,7 @@
 """The numbers of one update, kept: a change that moves them changes the method, or the arithmetic.
 
 When to update them: after a change that is *meant* to change what an update is (the loss, the views, the order of rows,
-the optimiser, the model of `tiny_models`), or a new version of torch that draws other weights. Then check why by
+the optimizer, the model of `tiny_models`), or a new version of torch that draws other weights. Then check why by
 hand, write the new numbers from the failure's message, and say in LOG.md what moved them. Never update them because of
 a change that was meant to be one of speed or structure: such a change has a mistake.
 

@@ -190,8 +190,8 @@ def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Param
 
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(second)[name]), name
-    for name, moment in straight.learner.moments().items():
-        assert torch.equal(moment, second.learner.moments()[name]), name
+    for name, moment in straight.learner.optimizer_state().items():
+        assert torch.equal(moment, second.learner.optimizer_state()[name]), name
     assert untimed(second.position.history) == untimed(straight.position.history)
 
 
@@ -291,7 +291,7 @@ class Spoiling(Keeper):
         if self.num_updates == 3:
             with torch.no_grad():
                 self.trainer.model.get_input_embeddings().weight.fill_(float("nan"))
-            self.moments = copy.deepcopy(self.trainer.learner.moments())
+            self.moments = copy.deepcopy(self.trainer.learner.optimizer_state())
         return stops
 
 
@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(params: Params) -> No
         trainer.fit()
     assert trainer.position.update == 3
     assert callbacks.states == [], "spoiled weights are no state to go on from"
-    for name, moment in trainer.learner.moments().items():
+    for name, moment in trainer.learner.optimizer_state().items():
         assert torch.equal(moment, callbacks.moments[name])
 
 
@@ -431,7 +431,7 @@ def test_the_learning_rate_rises_over_the_warm_up_then_follows_its_schedule(
     assert rates == pytest.approx(expected)
 
 
-def test_an_optimiser_that_was_taken_over_is_warm_already(params: Params) -> None:
+def test_an_optimizer_that_was_taken_over_is_warm_already(params: Params) -> None:
     entry = make_entry(params, warmup_updates=4, lr=1.0)
     assert learning_rate(entry, update=0, num_updates=6, optimizer_updates=900) == 1.0
 
@@ -461,9 +461,9 @@ def test_moments_of_a_parent_of_another_precision_take_this_ones(
     parent.model.to(before)
     parent.fit()
     child.model.to(after)
-    child.learner.take_over(parent.learner.moments())
+    child.learner.take_over(parent.learner.optimizer_state())
     child.fit()
-    kinds = {tensor.dtype for name, tensor in child.learner.moments().items() if "exp_avg" in name}
+    kinds = {tensor.dtype for name, tensor in child.learner.optimizer_state().items() if "exp_avg" in name}
     assert kinds == {after}
 
 
@@ -471,7 +471,7 @@ def test_moments_of_eight_bit_adam_do_not_fit_adamw_and_the_reverse(params: Para
     trainer = make_trainer(params, make_entry(params))
     eight_bit = {"num_updates": torch.tensor(3), "w/state1": torch.zeros(2), "w/step": torch.tensor(3)}
     assert not fits_optimizer(trainer.learner.optimizer, eight_bit)
-    assert fits_optimizer(trainer.learner.optimizer, trainer.learner.moments())
+    assert fits_optimizer(trainer.learner.optimizer, trainer.learner.optimizer_state())
     stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])  # Of no class of AdamW, as bitsandbytes' is.
     assert not fits_optimizer(stranger, {"num_updates": torch.tensor(3), "w/exp_avg": torch.zeros(2)})
 
@@ -519,8 +519,8 @@ def test_best_hands_down_the_moments_of_the_best_epoch(params: Params, stop_afte
         best.restore_state(*callbacks.states[-1])
     best.fit()
     assert best.learner.num_updates == one.learner.num_updates == 5
-    found = best.learner.moments()
-    for name, moment in one.learner.moments().items():
+    found = best.learner.optimizer_state()
+    for name, moment in one.learner.optimizer_state().items():
         assert torch.equal(moment, found[name]), name
 
 

@@ -274,7 +274,7 @@ def icot_run(params: Params, **changes: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("stop_at", slow_but([1, 7], [1, 6, 7, 11]))
-@pytest.mark.parametrize("reset", [False, True], ids=["one-optimiser", "reset"])
+@pytest.mark.parametrize("reset", [False, True], ids=["one-optimizer", "reset"])
 def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Params, stop_at: int, reset: bool) -> None:
     straight = icot_run(params, reset_optimizer=reset)
     entry = icot_entry(params, epochs=3, reset_optimizer=reset)
@@ -290,7 +290,7 @@ def test_stopping_and_resuming_gives_the_weights_of_a_straight_run(params: Param
     assert untimed(second.position.history) == untimed(straight.position.history)
 
 
-def test_the_optimiser_is_reset_when_a_token_goes_and_only_while_reasoning_is_left(params: Params) -> None:
+def test_the_optimizer_is_reset_when_a_token_goes_and_only_while_reasoning_is_left(params: Params) -> None:
     resets = []
     trainer = make_trainer(params, icot_entry(params, epochs=8, icot_tokens_per_epoch=2.5, reset_optimizer=True))
     step = trainer.learner.optimizer.step

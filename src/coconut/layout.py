@@ -36,5 +36,5 @@ def checkpoint_dir(entry_name: str) -> Path:
 
 
 def optimizer_file(entry_name: str) -> Path:
-    """The moments that an entry leaves to its children; without tensors where it keeps none, as `base`."""
+    """The optimizer state that an entry leaves to its children; without tensors where it keeps none, as `base`."""
     return OUTPUTS_DIR / entry_name / "optimizer.safetensors"

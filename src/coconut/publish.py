@@ -33,7 +33,7 @@ _SHOWN = {
 def push(entry: str, hub_id: str, *, dry_run: bool = False, private: bool = False) -> int:
     """Upload `outputs/<entry>/checkpoint` in one commit, or print what would be uploaded; 0.
 
-    The optimiser's moments and the resume states are not in that folder and stay here.
+    The optimizer's state and the resume states are not in that folder and stay here.
 
     Raises:
         ValueError: if there is no such entry or checkpoint, or `hub_id` is none.

@@ -106,7 +106,7 @@ def describe_entry(entry: Entry) -> dict[str, object]:
         "epochs": entry.epochs,
         "learning rate": f"{entry.lr:g}, {train.schedule}, {train.warmup_updates} updates of warm-up",
         "examples per update": train.batch_size,
-        "optimiser": f"{train.optimizer}, betas {train.beta1:g} and {train.beta2:g}, decay {train.weight_decay:g}",
+        "optimizer": f"{train.optimizer}, betas {train.beta1:g} and {train.beta2:g}, decay {train.weight_decay:g}",
         "precision": train.precision,
         "examples shown at a random stage": f"{entry.latent.uniform_prob:g}",
     }

@@ -1,4 +1,4 @@
-"""Files of named tensors: weights, a trained thought, an optimiser's moments, a resume state."""
+"""Files of named tensors: weights, a trained thought, an optimizer's state, a resume state."""
 
 import errno
 import json

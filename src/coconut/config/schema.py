@@ -224,11 +224,11 @@ class TrainConfig:
     weight_decay: NonNegative
     max_grad_norm: Annotated[Positive | None, Word("none")]
     warmup_updates: Natural
-    """Updates of a fresh optimiser over which the learning rate rises linearly to `lr`."""
+    """Updates of a fresh optimizer over which the learning rate rises linearly to `lr`."""
     schedule: Literal["constant", "cosine", "linear"]
     """Constant, or falling from `lr` at the entry's first update to 0 after its last; the warm-up multiplies it."""
     reset_optimizer: bool
-    """If true, the entry begins with fresh moments; if false, with its parent's, where the parent has any."""
+    """If true, the entry begins with a fresh optimizer state; if false, with its parent's, where the parent has any."""
     select: Literal["last", "best"]
     """Which epoch's weights are kept; `best` by validation accuracy."""
     validate_examples: CountOrAll
@@ -329,8 +329,8 @@ class RuntimeConfig:
     processes: Literal["auto"] | Annotated[int, Range(1, 4_096)] = "auto"
     """Processes on one host that share the rows of a training or an evaluation; `auto` is one per GPU, one on a CPU."""
     sharding: Literal["none", "update", "pass"] = "none"
-    """Whether each of several processes holds only a part of weights, gradients and moments while an entry trains, and
-    how often they are gathered: once per update, or once per pass."""
+    """Whether each of several processes holds only a part of weights, gradients and optimizer state while an entry
+    trains, and how often they are gathered: once per update, or once per pass."""
     launcher: Annotated[str | None, Word("none")] = None
     """A command, `srun --ntasks-per-node=1`, that starts the stage once on every host of an allocation."""
     deterministic: bool = False

@@ -142,7 +142,7 @@ def _count_updates(entry: Entry, num_train: int) -> tuple[int, int]:
 
 
 def _count_inherited(entries: Mapping[str, Entry], entry: Entry, num_train: int) -> int:
-    """Count the updates that the optimiser had done in the entries it is taken over from."""
+    """Count the updates that the optimizer had done in the entries it is taken over from."""
     num_updates = 0
     while entry.parent != BASE and not entry.train.reset_optimizer:
         entry = entries[entry.parent]

@@ -35,7 +35,7 @@ class State:
     update: int
     """Updates done; for messages and for `overnight`, which asks whether there was progress."""
     tensors: Tensors
-    """Weights, optimiser moments, generator states: all that is numbers. No two may share memory."""
+    """Weights, optimizer state, generator states: all that is numbers. No two may share memory."""
     record: dict[str, Any]
     """Epoch, place in its order, history rows: all that is JSON."""
 

@@ -1,4 +1,4 @@
-"""The weights that an entry trains, their optimiser, and a copy of the best epoch's: the tensors of a resume state."""
+"""The weights that an entry trains, their optimizer, and a copy of the best epoch's: the tensors of a resume state."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _THROWN_AWAY = "training."
 
 
 class Learner:
-    """Every trained parameter by name, with its optimiser.
+    """Every trained parameter by name, with its optimizer.
 
     Args:
         feedback: its parameters are trained with the model's, under the prefix `feedback.`.
@@ -34,9 +34,9 @@ class Learner:
         self.parameters: dict[str, nn.Parameter] = dict(named)
         self.optimizer = build_optimizer(self.parameters, config)
         self.num_updates = 0
-        """Done by this optimiser, the parent's included where it was taken over."""
+        """Done by this optimizer, the parent's included where it was taken over."""
         self._max_grad_norm = torch.inf if config.max_grad_norm is None else config.max_grad_norm
-        self._keeps_moments = not config.reset_optimizer
+        self._keeps_optimizer_state = not config.reset_optimizer
         self._best: dict[str, Tensor] = {}
 
     def clip_gradients(self) -> Tensor:
@@ -44,7 +44,7 @@ class Learner:
         return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
 
     def step(self, lr: float) -> None:
-        """One optimiser update at this learning rate."""
+        """One optimizer update at this learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -57,26 +57,26 @@ class Learner:
     # --- the best epoch ---
 
     def keep_best(self) -> None:
-        """Remember the weights as the best so far, and the moments where the next entry takes them over."""
+        """Remember the weights as the best so far, and the optimizer state where the next entry takes them over."""
         kept: dict[str, Tensor] = {f"weight:{name}": tensor for name, tensor in self.parameters.items()}
-        if self._keeps_moments:
-            kept |= {f"moment:{name}": tensor for name, tensor in self.moments().items()}
+        if self._keeps_optimizer_state:
+            kept |= {f"moment:{name}": tensor for name, tensor in self.optimizer_state().items()}
         # On the CPU: the copy is read once, and an accelerator's memory is needed for the next updates.
         self._best = {name: _copy(tensor.detach()) for name, tensor in kept.items()}
 
     def take_best(self) -> None:
         """Put back what `keep_best` remembered."""
         self._load_weights(_with_prefix(self._best, "weight:"))
-        if self._keeps_moments:
+        if self._keeps_optimizer_state:
             self.take_over(_with_prefix(self._best, "moment:"))
 
     # --- tensors by name ---
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and the best epoch's, by prefixed names."""
+        """Weights, optimizer state and the best epoch's, by prefixed names."""
         return {
             **{f"weight:{name}": parameter.detach() for name, parameter in self.parameters.items()},
-            **{f"moment:{name}": tensor for name, tensor in self.moments().items()},
+            **{f"moment:{name}": tensor for name, tensor in self.optimizer_state().items()},
             **{f"best:{name}": tensor for name, tensor in self._best.items()},
         }
 
@@ -88,16 +88,16 @@ class Learner:
         best = _with_prefix(tensors, "best:")
         self._best = {name: like(tensor, self._model_of(name), tensor.dtype) for name, tensor in best.items()}
 
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state, as it goes to the next entry or the resume state."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state, as it goes to the next entry or the resume state."""
         return optimizer_tensors(self.optimizer, self.parameters, num_updates=self.num_updates)
 
-    def inherited_moments(self) -> dict[str, Tensor]:
-        """Return what a child entry takes over: the moments of what the checkpoint holds."""
-        return {name: tensor for name, tensor in self.moments().items() if not name.startswith(_THROWN_AWAY)}
+    def inherited_optimizer_state(self) -> dict[str, Tensor]:
+        """Return what a child entry takes over: the optimizer state of what the checkpoint holds."""
+        return {name: tensor for name, tensor in self.optimizer_state().items() if not name.startswith(_THROWN_AWAY)}
 
     def take_over(self, moments: Tensors, *, place: str = "resume state") -> None:
-        """Continue with these moments, the parent's or a saved state's.
+        """Continue with this optimizer state, the parent's or a saved state's.
 
         Args:
             place: where they come from, for the message.
@@ -109,8 +109,8 @@ class Learner:
             self.num_updates = restore_optimizer(self.optimizer, self.parameters, moments)
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{place}: found moments that are not whole, or of another model ({error}), wanted those of this model;"
-                f" {RESTORE}, or set train.reset_optimizer: true"
+                f"{place}: found an optimizer state that is not whole, or of another model ({error}), wanted that of this"
+                f" model; {RESTORE}, or set train.reset_optimizer: true"
             ) from error
 
     def _load_weights(self, tensors: Tensors) -> None:

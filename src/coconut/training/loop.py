@@ -1,7 +1,7 @@
 """The training loop of one curriculum entry: `fit` goes through its epochs and updates, `update` is one of them.
 
 A run resumes exactly: everything that the next update depends on is either in the saved state
-(weights, moments, place in the epoch, sums, history) or a function of (seed, entry, epoch, row).
+(weights, optimizer state, place in the epoch, sums, history) or a function of (seed, entry, epoch, row).
 """
 
 import dataclasses
@@ -130,7 +130,7 @@ class Trainer:
             self.learner.take_best()
 
     def update(self, rows: list[int], next_rows: Sequence[int] = ()) -> None:
-        """One optimiser update on the mean loss of these rows.
+        """One optimizer update on the mean loss of these rows.
 
         Args:
             next_rows: of the next update of the epoch, whose views are made while an accelerator works on this one.

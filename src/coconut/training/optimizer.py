@@ -40,7 +40,7 @@ def build_optimizer(parameters: NamedParameters, config: TrainConfig) -> torch.o
 def learning_rate(entry: Entry, *, update: int, num_updates: int, optimizer_updates: int) -> float:
     """The rate of update `update` (from 0) of `num_updates` in this entry.
 
-    The warm-up counts the optimiser's own updates: one that is taken over from the parent entry
+    The warm-up counts the optimizer's own updates: one that is taken over from the parent entry
     is warm already, a fresh one warms up again.
     """
     rate = entry.lr
@@ -56,7 +56,7 @@ def learning_rate(entry: Entry, *, update: int, num_updates: int, optimizer_upda
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: NamedParameters, *, num_updates: int
 ) -> dict[str, Tensor]:
-    """The optimiser's state as `<parameter>/<moment>` tensors, and the updates it has done."""
+    """The optimizer's state as `<parameter>/<moment>` tensors, and the updates it has done."""
     tensors = {_NUM_UPDATES: torch.tensor(num_updates)}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -65,7 +65,7 @@ def optimizer_tensors(
 
 
 def fits_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> bool:
-    """Say whether moments were left by an optimiser of this kind; 8-bit Adam keeps others, under other names."""
+    """Say whether a state was left by an optimizer of this kind; 8-bit Adam keeps others, under other names."""
     kinds = {name.rpartition("/")[2] for name in tensors if "/" in name}
     return not kinds or ("exp_avg" in kinds) == isinstance(optimizer, torch.optim.AdamW)
 
@@ -76,20 +76,20 @@ def restore_optimizer(
     """Put back what `optimizer_tensors` took out; parameters without state stay fresh.
 
     Returns:
-        The number of updates the optimiser has done.
+        The number of updates the optimizer has done.
 
     Raises:
-        ValueError: if moments are not whole, not finite, or not those of these parameters.
+        ValueError: if the state is not whole, not finite, or not that of these parameters.
     """
     names = {key.rpartition("/")[0] for key in tensors if "/" in key}
     # A thought that was trained in the parent may have no place here.
     strangers = sorted(name for name in names - parameters.keys() if not name.startswith("feedback."))
     if strangers:
-        raise ValueError(f"found moments of {strangers[0]:.80}, which is no weight of this model")
+        raise ValueError(f"found optimizer state of {strangers[0]:.80}, which is no weight of this model")
     for name, parameter in parameters.items():
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        _check_moments(optimizer, name, state, parameter)
+        _check_state(optimizer, name, state, parameter)
         if state:
             optimizer.state[parameter] = {key: _place(key, value, parameter) for key, value in state.items()}
     num_updates = int(tensors[_NUM_UPDATES])
@@ -98,7 +98,7 @@ def restore_optimizer(
     return num_updates
 
 
-def _check_moments(
+def _check_state(
     optimizer: torch.optim.Optimizer, name: str, state: Mapping[str, Tensor], parameter: nn.Parameter
 ) -> None:
     if state and isinstance(optimizer, torch.optim.AdamW) and state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
@@ -115,7 +115,7 @@ def _check_moments(
 def _place(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor | int:
     if value.ndim == 0 and not value.is_floating_point():
         return int(value)
-    # A parent of another precision has its moments in that; AdamW wants them in the parameter's.
+    # A parent of another precision has its state in that; AdamW wants them in the parameter's.
     dtype = parameter.dtype if key.startswith("exp_avg") else value.dtype
     # A copy, because the tensors may be a memory-mapped file that is about to be replaced.
     return like(value, parameter, dtype)

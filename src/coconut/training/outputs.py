@@ -77,7 +77,7 @@ def write_outputs(
     versions: Mapping[str, str],
     peaks_mb: Sequence[float],
 ) -> None:
-    """Write an entry's `checkpoint/`, moments, `history.csv`, `updates.csv` and `train.json`; DVC takes them over.
+    """Write an entry's `checkpoint/`, optimizer state, `history.csv`, `updates.csv` and `train.json`.
 
     Every process calls it: the first one writes, and the others give it their parts of what is sharded.
 
@@ -90,12 +90,12 @@ def write_outputs(
         OSError: if one of them cannot be written.
     """
     entry, position, schedule = trainer.entry, trainer.position, trainer.schedule
-    moments = {} if entry.train.reset_optimizer else trainer.learner.inherited_moments()
+    optimizer_state = {} if entry.train.reset_optimizer else trainer.learner.inherited_optimizer_state()
     model, thought = trainer.model, trainer.feedback.state_dict()
     if trainer.shards is not None:
         model, thought = trainer.shards.gather()
     if not trainer.ranks.is_main:
-        give_shards(moments)
+        give_shards(optimizer_state)
         return
     output_dir, weights_dir = OUTPUTS_DIR / entry.name, checkpoint_dir(entry.name)
     meta = CheckpointMeta.of_entry(entry, prompt=prompt, state=schedule.state_at(position.update))
@@ -104,7 +104,7 @@ def write_outputs(
         save_thought(weights_dir, thought)
         card = write_card(entry.name, meta, tokenizer, training=describe_entry(entry))
         replace_file(weights_dir / CARD_FILE, card)
-        save_tensors(moments, optimizer_file(entry.name))
+        save_tensors(optimizer_state, optimizer_file(entry.name))
         replace_file(output_dir / "history.csv", history_csv(position.history))
         replace_file(output_dir / "updates.csv", updates_csv(position.curve.points, position.curve.names))
         replace_file(output_dir / "train.json", json.dumps(_summary(trainer, versions, peaks_mb), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A trainer put together: the parent's model, the encoded data, the validation, the parent's moments."""
+"""A trainer put together: the parent's model, the encoded data, the validation, the parent's optimizer state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def set_up(params: Params, entry: Entry) -> tuple[Trainer, PreTrainedTokenizerBa
             " wanted none"
         )
     if not entry.train.reset_optimizer:
-        _take_over_moments(trainer.learner, entry)
+        _take_over_optimizer_state(trainer.learner, entry)
     return trainer, tokenizer
 
 
@@ -189,15 +189,15 @@ class EntryValidation:
         return Score(self.evaluator.loss(self.dataset), accuracy)
 
 
-def _take_over_moments(learner: Learner, entry: Entry) -> None:
+def _take_over_optimizer_state(learner: Learner, entry: Entry) -> None:
     path: Path = optimizer_file(entry.parent)
-    moments = read_tensors(path, "the parent's moments")
-    if moments and fits_optimizer(learner.optimizer, moments):
-        learner.take_over(moments, place=str(path))
-    elif moments:
-        logger.warning("{}: of another optimiser than {}; the optimiser starts fresh", path, entry.train.optimizer)
+    state = read_tensors(path, "the parent's optimizer state")
+    if state and fits_optimizer(learner.optimizer, state):
+        learner.take_over(state, place=str(path))
+    elif state:
+        logger.warning("{}: of another optimizer than {}; the optimizer starts fresh", path, entry.train.optimizer)
     elif entry.parent != BASE:
-        logger.warning("{}: empty, the parent kept no moments; the optimiser starts fresh", path)
+        logger.warning("{}: empty, the parent kept no optimizer state; the optimizer starts fresh", path)
 
 
 def check_curriculum(params: Params, model: PreTrainedModel, writer: ViewWriter) -> None:

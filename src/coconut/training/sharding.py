@@ -1,4 +1,4 @@
-"""Weights, gradients and moments in shards, one for each process (FSDP2), for models that no process holds whole.
+"""Weights, gradients and optimizer state in shards, one for each process (FSDP2), for models too large for one.
 
 * `update`: the weights are gathered once per update, so each process holds a shard of everything and one whole copy of
   the weights while an update runs.
