@@ -109,8 +109,8 @@ class Learner:
             self.num_updates = restore_optimizer(self.optimizer, self.parameters, moments)
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{place}: found an optimizer state that is not whole, or of another model ({error}), wanted that of this"
-                f" model; {RESTORE}, or set train.reset_optimizer: true"
+                f"{place}: found an optimizer state that is not whole, or of another model ({error}), wanted that of"
+                f" this model; {RESTORE}, or set train.reset_optimizer: true"
             ) from error
 
     def _load_weights(self, tensors: Tensors) -> None:
