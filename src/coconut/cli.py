@@ -227,6 +227,19 @@ def think(questions: _QUESTIONS, entry: _ENTRY = "", thoughts: _THOUGHTS = None)
 
 
 @app.command()
+def chat(entry: _ENTRY = "") -> None:
+    """Answer questions in one process, one a line.
+
+    It loads the model once. /thoughts shows what each thought about the last question says, /replace 1 node 7 puts a
+    word in place of a thought, /help lists the commands, /quit or the end of the input ends. Without a terminal it
+    reads the standard input.
+    """
+    from coconut.terminal import chat as run
+
+    _end_with(lambda: run(entry))
+
+
+@app.command()
 def push(
     entry: Annotated[str, typer.Argument(help="Entry of the curriculum whose checkpoint is uploaded.")],
     hub_id: Annotated[str, typer.Argument(help="Repository on the hub, owner/name; it is made if it is not there.")],
