@@ -43,7 +43,8 @@ def _options(
 def status() -> None:
     """Show what runs, waits, failed or is done.
 
-    For a training it says how far it is. It takes no lock and works while `dvc repro` runs.
+    For a training it says how far it is. It takes no lock and works while `dvc repro` runs. Of an output over 50 MB it
+    compares the size alone, not the content, so that it answers at once; `dvc status` reads all of it.
     """
     from coconut.pipeline.forecast import run_status
 

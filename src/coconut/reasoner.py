@@ -144,7 +144,10 @@ class Reasoner:
             paper = LatentConfig(0, 0, True, False, uniform_prob=0.0, thought="hidden[-1]", parallel_iterations=0)
             meta = CheckpointMeta.of(DEFAULT, max_latent_stage or 0, paper, prompt="plain")
         if prove and not is_noted(model):
-            check_supported(model)
+            try:
+                check_supported(model)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         feedback = load_feedback(path, meta.thought, model, parallel_iterations=meta.parallel_iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
