@@ -70,7 +70,7 @@ def test_the_harness_itself_finds_the_same_accuracy(model: ThinkingLM, tmp_path:
     (tmp_path / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     importlib.import_module("lm_eval.evaluator")
     found = harness.simple_evaluate(model, tasks=[model.task(tmp_path / "test.jsonl", max_new_tokens=16)])
-    assert found["results"]["coconut"]["accuracy,none"] == model.reasoner.score(examples, max_new_tokens=16)
+    assert found["results"]["thoughts"]["accuracy,none"] == model.reasoner.score(examples, max_new_tokens=16)
 
 
 def test_what_it_cannot_answer_as_it_was_trained_is_refused(model: ThinkingLM) -> None:

@@ -6,7 +6,7 @@ from coconut.lm_eval import ThinkingLM
 
 model = ThinkingLM("latent_3")
 task = model.task("data/examples/test.jsonl", max_new_tokens=16)
-lm_eval.simple_evaluate(model, tasks=[task])["results"]["coconut"]["accuracy,none"]  # that of metrics.json
+lm_eval.simple_evaluate(model, tasks=[task])["results"]["thoughts"]["accuracy,none"]  # that of metrics.json
 ```
 
 Tasks that compare the probabilities of given texts are refused: such a text would stand where the answer's mark is.
@@ -62,7 +62,7 @@ class ThinkingLM(_Base):  # type: ignore[misc]
 
     loglikelihood_rolling = loglikelihood
 
-    def task(self, examples: Path | str, *, max_new_tokens: int, name: str = "coconut") -> dict[str, Any]:
+    def task(self, examples: Path | str, *, max_new_tokens: int, name: str = "thoughts") -> dict[str, Any]:
         """Return the task of a file of `data/examples`, judged as the stage `evaluate` does by default."""
 
         def judge(example: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
