@@ -60,10 +60,10 @@ def measure(*, device: str, repeats: int, **_: Any) -> dict[str, Any]:
 def _time_encoding(folder: Path) -> dict[str, float]:
     from coconut.checkpoints.origin import prepare_base
     from coconut.config.params import load_params
-    from coconut.config.schema import ChainedArithmetic
     from coconut.data.encoder import encode_splits
     from coconut.data.examples import write_examples
-    from coconut.data.generators import generate
+    from coconut.data.generators.arithmetic import ChainedArithmetic
+    from coconut.data.streams import generate
 
     params = load_params()
     examples = generate(ChainedArithmetic("chained_arithmetic", 4, 97), NUM_ENCODED, seed=0)

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.config.params import load_params
-from coconut.config.schema import DataConfig, Multiplication, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import is_scorable
+from coconut.data.generators.multiplication import Multiplication
 from coconut.data.sources import read_split
 from coconut.evaluation.answers import extract_answer, same_answer
 from coconut.evaluation.entry import find_rule

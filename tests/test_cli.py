@@ -21,6 +21,7 @@ SUBCOMMANDS = [
     "report",
     "solve",
     "think",
+    "chat",
     "push",
     "prune",
     "submit",

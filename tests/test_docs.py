@@ -12,6 +12,7 @@ import yaml
 
 from coconut.cli import app
 from coconut.config import field_map, schema
+from coconut.config.extensions import FORMATS, find_presets, find_tasks
 from coconut.config.methods import find_method
 from test_imports import LAYERS
 
@@ -73,7 +74,7 @@ def fields_of_schema() -> Iterator[tuple[str, Any]]:
     sections |= {"probe": schema.ProbeConfig, "report": schema.ReportConfig}
     # A method that someone adds stands on no page of ours.
     methods = [find_method(name).Keys for name in re.findall("`([a-z_]+)`", table_rows()["method"].partition(" | ")[0])]
-    plain = [schema.Source, schema.Entry, *typing.get_args(schema.Generator), schema.Params, *methods]
+    plain = [schema.Source, schema.Entry, *find_tasks(), schema.Params, *methods]
     for prefix, kind in [*sections.items(), *(("", kind) for kind in plain)]:
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             if not dataclasses.is_dataclass(hint) and (kind, name) not in _NOT_KEYS:
@@ -90,7 +91,9 @@ _NOT_KEYS = {
 
 def words(hint: Any) -> Iterator[str]:
     """The words that a value may be."""
-    if typing.get_origin(hint) is Literal:
+    if hint is schema.Format:
+        yield from (*FORMATS, *find_presets())
+    elif typing.get_origin(hint) is Literal:
         yield from typing.get_args(hint)
     elif typing.get_origin(hint) is Annotated:
         inner, *notes = typing.get_args(hint)

@@ -8,9 +8,13 @@ from itertools import pairwise, product
 
 import pytest
 
-from coconut.config.schema import ChainedArithmetic, Graph, Multiplication, Search
 from coconut.data.examples import Example
-from coconut.data.generators import arithmetic, generate, graphs, multiplication, search
+from coconut.data.generators import arithmetic, graphs, multiplication, search
+from coconut.data.generators.arithmetic import ChainedArithmetic
+from coconut.data.generators.graphs import Graph
+from coconut.data.generators.multiplication import Multiplication
+from coconut.data.generators.search import Search
+from coconut.data.streams import generate
 from test_sources import read, shared
 
 ARITHMETIC = ChainedArithmetic("chained_arithmetic", num_operations=4, modulus=11)

@@ -24,7 +24,7 @@ LAYERS = (
     ("report",),
     ("arguments", "solutions", "publish", "planning", "recipes"),
     ("reasoner",),
-    ("terminal",),
+    ("terminal", "lm_eval"),
     ("cli", ""),
     ("__main__",),
 )

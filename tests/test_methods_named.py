@@ -14,7 +14,7 @@ OTHER_MEANINGS = {
     ("pipeline/launch.py", "coconut"): "the package, run as `python -m coconut`",
     ("data/layouts.py", "pause"): "a kind of slot",
     ("data/formats.py", "cot"): "a field of published files",
-    ("config/presets.py", "cot"): "a field of published files",
+    ("data/presets/published.py", "cot"): "a field of published files",
     ("evaluation/entry.py", "pause"): "a kind of slot",
 }
 

@@ -63,7 +63,8 @@ def test_metrics_show_has_one_row_per_entry(finished: Path) -> None:
 
 
 def test_metrics_diff_after_scoring_again_is_empty(project: Path) -> None:
-    run(project, "dvc", "repro", "--force", "--single-item", "evaluate@cot")
+    done = run(project, "dvc", "repro", "--force", "--single-item", "evaluate@cot")
+    assert "is empty" not in done.stdout + done.stderr, "one set leaves no folder without a file"
     assert run(project, "dvc", "metrics", "diff", "--json").stdout.strip() == "{}"
 
 

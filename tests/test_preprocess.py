@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from coconut.config.params import load_params
-from coconut.config.schema import ChainedArithmetic, DataConfig, Graph, Source
+from coconut.config.schema import DataConfig, Source
 from coconut.data.examples import Example, read_examples
-from coconut.data.generators import generate
+from coconut.data.generators.arithmetic import ChainedArithmetic
+from coconut.data.generators.graphs import Graph
 from coconut.data.preprocessing import preprocess
+from coconut.data.streams import generate
 from coconut.layout import SPLITS
 from marks import slow_but
 from test_sources import shared
@@ -256,6 +258,7 @@ def test_equal_parameters_and_files_give_equal_bytes_in_another_process(data, tm
         data = replace(data, generator=task_config, **sources)
     code = (
         "import sys; from pathlib import Path; from coconut.config.schema import *;"
+        "from coconut.data.generators.arithmetic import *; from coconut.data.generators.graphs import *;"
         "from coconut.data.preprocessing import preprocess;"
         f"preprocess({data!r}, Path(sys.argv[1]) / 'examples', Path(sys.argv[1]) / 'preprocess.json')"
     )

@@ -5,18 +5,17 @@ import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 from loguru import logger
 
+from coconut.config.extensions import find_presets
 from coconut.config.field_map import Fields
 from coconut.config.params import parse_params
-from coconut.config.presets import PRESETS
-from coconut.config.schema import Preset
 from coconut.data.examples import Example
 from coconut.data.preprocessing import preprocess
+from coconut.data.presets.published import PRESETS
 from coconut.evaluation.answers import extract_answer, same_answer
 from test_fields import read, read_rows
 from test_preprocess import file, generated
@@ -151,7 +150,7 @@ def test_a_row_of_each_published_form(tmp_path, preset, row, example):
 
 
 def test_every_preset_is_a_name_of_the_schema_is_tested_in_each_form_and_stands_in_the_docs():
-    assert set(PRESETS) == set(get_args(Preset)) == {preset for preset, _, _ in FORMS}
+    assert set(PRESETS) == set(find_presets()) == {preset for preset, _, _ in FORMS}
     assert all(sum(preset == name for name, _, _ in FORMS) >= len(maps) for preset, maps in PRESETS.items())
     table = (ROOT / "docs/data.md").read_text()
     assert [

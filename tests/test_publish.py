@@ -66,7 +66,10 @@ def test_the_code_of_a_card_answers_as_the_package_does(
 def test_a_form_that_a_few_lines_cannot_say_points_to_the_package(tmp_path: Path) -> None:
     make_reasoner("gpt2", thought="suppressed[-1]").save_pretrained(tmp_path / "model")
     card = (tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8")
-    assert "By itself it does not feed thoughts back; take the package for that." in " ".join(card.split())
+    said = " ".join(card.split())
+    assert "By itself it does not feed thoughts back, and nor does a pipeline of `transformers`" in said
+    assert "take the package for that." in said
+    assert "pipeline_tag" not in yaml.safe_load(card.split("---")[1]), "a hub would offer a pipeline"
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path: Path) -> None:

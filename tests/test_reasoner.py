@@ -1,5 +1,6 @@
 """The Python interface on a plain Hugging Face folder and on a checkpoint."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,81 @@ def test_on_a_terminal_a_line_stands_for_a_thought(
     assert "  1 of 2 thoughts; the rest in words:" in capsys.readouterr().out.splitlines()
     run([question], entry=str(tmp_path / "checkpoint"), shows_thoughts=False)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A model whose answer changes with what either slot holds."""
+    tokenizer = build_word_tokenizer([text for one in EXAMPLES for text in (one.question, *one.steps, "### 6")])
+    model = build_tiny_model("gpt2", seed=1, vocab_size=len(tokenizer), tie_word_embeddings=False)
+    save_checkpoint(tmp_path / "plain", model, tokenizer, None)
+    open_plain(tmp_path / "plain").save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def said_in_chat(
+    lines: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[list[str], list[str]]:
+    """Return what a chat of these lines prints, and its errors."""
+    from coconut.terminal import chat
+
+    content = "\n".join(lines).encode("utf-8", "surrogateescape")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert chat(str(checkpoint)) == 0
+    said = capsys.readouterr()
+    return said.out.splitlines(), said.err.splitlines()
+
+
+def test_a_chat_answers_shows_thoughts_and_replaces_them(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasoner, question = Reasoner.from_pretrained(checkpoint), EXAMPLES[0].question
+    embeds = reasoner.model.get_input_embeddings().weight.detach()
+    ids = [reasoner.tokenizer.convert_tokens_to_ids(word) for word in ("4", "6")]
+    torch.testing.assert_close(reasoner.embedding(["4", "6"]), embeds[ids].mean(dim=0))
+
+    enters = [
+        lambda slot, vectors, _, place=place: embeds[ids].mean(dim=0).expand_as(vectors) if slot == place else vectors
+        for place in (0, 1)
+    ]
+    asked = [
+        question,
+        "/thoughts",
+        "/replace 1 node 4 6",
+        "/replace 2 node 4 6",
+        EXAMPLES[1].question,
+        "/quit",
+        question,
+    ]
+    printed, errors = said_in_chat(asked, checkpoint, monkeypatch, capsys)
+    assert errors == []
+    assert [line.split()[:2] for line in printed[1:3]] == [["thought", "1"], ["thought", "2"]]
+    texts = [reasoner.solve([question])[0].text]
+    texts += [reasoner.solve([question], intervene=enter)[0].text for enter in enters]
+    assert len(set(texts)) == 3
+    texts.append(reasoner.solve([EXAMPLES[1].question])[0].text)
+    shown = [" / ".join(filter(None, map(str.strip, text.split("\n")))) for text in texts]
+    assert [line.strip() for line in (printed[0], *printed[3:])] == shown, "and nothing is read after /quit"
+
+
+def test_a_chat_goes_on_after_a_wrong_line_with_one_line_of_error(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [
+        "/thoughts",
+        "/nothing",
+        EXAMPLES[0].question,
+        "/replace 3 node 4",
+        "/replace 1 4",
+        "/replace 1 node zebra",
+    ]
+    wrong += ["1 + " * 200 + "1 ?", "", "/help", "1 + \udcff ?", EXAMPLES[0].question]
+    printed, errors = said_in_chat(wrong, checkpoint, monkeypatch, capsys)
+    starts = ["/thoughts: no question", "/nothing: no such command", "/replace 3 node 4: wanted a thought from 1 to 2"]
+    starts += ["/replace 1 4: wanted", "words[0]: found 'zebra'", "questions[0]: found"]
+    assert [line.startswith(f"coconut: {start}") for line, start in zip(errors, starts, strict=True)] == [True] * 6
+    assert printed[0] == printed[-1], "it answers as before"
+    assert "/quit" in "".join(printed)
 
 
 def test_a_name_that_leads_to_no_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def _options(
 def status() -> None:
     """Show what runs, waits, failed or is done.
 
-    For a training it says how far it is. It takes no lock and works while `dvc repro` runs.
+    For a training it says how far it is. It takes no lock and works while `dvc repro` runs. Of an output over 50 MB it
+    compares the size alone, not the content, so that it answers at once; `dvc status` reads all of it.
     """
     from coconut.pipeline.forecast import run_status
 
@@ -224,6 +225,19 @@ def think(questions: _QUESTIONS, entry: _ENTRY = "", thoughts: _THOUGHTS = None)
     from coconut.terminal import run
 
     _end_with(lambda: run(questions, entry=entry, num_thoughts=thoughts, shows_thoughts=True))
+
+
+@app.command()
+def chat(entry: _ENTRY = "") -> None:
+    """Answer questions in one process, one a line.
+
+    It loads the model once. /thoughts shows what each thought about the last question says, /replace 1 node 7 puts a
+    word in place of a thought, /help lists the commands, /quit or the end of the input ends. Without a terminal it
+    reads the standard input.
+    """
+    from coconut.terminal import chat as run
+
+    _end_with(lambda: run(entry))
 
 
 @app.command()

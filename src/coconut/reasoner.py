@@ -144,7 +144,10 @@ class Reasoner:
             paper = LatentConfig(0, 0, True, False, uniform_prob=0.0, thought="hidden[-1]", parallel_iterations=0)
             meta = CheckpointMeta.of(DEFAULT, max_latent_stage or 0, paper, prompt="plain")
         if prove and not is_noted(model):
-            check_supported(model)
+            try:
+                check_supported(model)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         feedback = load_feedback(path, meta.thought, model, parallel_iterations=meta.parallel_iterations)
         return cls(model.eval(), tokenizer, replace(meta, **changes), feedback)
@@ -277,6 +280,28 @@ class Reasoner:
                 questions, probs_NKV, subject.trace.vectors_NKD, solutions, strict=True
             )
         ]
+
+    @torch.no_grad()
+    def embedding(self, words: Sequence[str]) -> Tensor:
+        """Return the mean of the input embeddings of words, D numbers, to put it into a slot with `intervene`.
+
+        A word of several tokens stands for its first one, as in the probes.
+
+        Raises:
+            ValueError: if there is no word, one is empty, or the tokenizer does not know it.
+        """
+        words = as_list("words", words, str)
+        if not words:
+            raise ValueError("words: found none, wanted at least one; a mean over nothing has no value")
+        for i, word in enumerate(words):
+            check_not_blank(f"words[{i}]", word)
+        rows = tokenize_texts(self.tokenizer, words)
+        for i, (word, ids) in enumerate(zip(words, rows, strict=True)):
+            if not ids or find_unknown_word(self.tokenizer, ids, word) is not None:
+                raise ValueError(f"words[{i}]: found {word!r:.60}, which the model's tokenizer does not know")
+        first = torch.tensor([ids[0] for ids in rows], device=self.model.device)
+        mean_D: Tensor = self.model.get_input_embeddings()(first).float().mean(dim=0)
+        return mean_D
 
     def _evaluator(self, layout: Layout, max_new_tokens: int | None, batch_size: int) -> Evaluator:
         return Evaluator(

@@ -11,9 +11,7 @@ from coconut.data.views import MarkerIds
 
 CARD_FILE = "README.md"
 _HEAD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [latent-reasoning, coconut, continuous-thought]
+{use}tags: [latent-reasoning, coconut, continuous-thought]
 {base}---
 
 # {title}
@@ -21,6 +19,9 @@ tags: [latent-reasoning, coconut, continuous-thought]
 A language model that reasons in continuous thoughts: hidden states that are fed back as inputs in place of written
 steps (Coconut, [arXiv 2412.06769](https://arxiv.org/abs/2412.06769)). It was trained with `continuous-thought`.
 """
+_PIPELINE = "library_name: transformers\npipeline_tag: text-generation\n"
+"""By these a hub offers a pipeline of transformers, which would leave the thoughts out."""
+_OWN = "library_name: continuous-thought\n"
 _WITH_PACKAGE = """
 ## With the package
 
@@ -34,7 +35,8 @@ print(reasoner.solve(["QUESTION"])[0].text)
 _PLAIN = """
 ## Without the package
 
-`AutoModelForCausalLM.from_pretrained` opens the folder. By itself it does not feed thoughts back; {rest}
+`AutoModelForCausalLM.from_pretrained` opens the folder. By itself it does not feed thoughts back, and nor does a
+pipeline of `transformers`: it answers without them, and nothing in this folder can make it say so; {rest}
 """
 _LOOP = """this does, for one question:
 
@@ -91,7 +93,8 @@ def write_card(
         "form of an answer": f"steps on lines of their own, then `{meta.layout().wording} answer`",
     }
     base = f"base_model: {base_model}\n" if base_model else ""
-    parts = [_HEAD.format(title=title, base=base), "\n## What it is\n\n", _table(properties)]
+    head = _HEAD.format(title=title, base=base, use=_OWN if num_thoughts else _PIPELINE)
+    parts = [head, "\n## What it is\n\n", _table(properties)]
     parts += ["\n## How it was trained\n\n", _table(training)]
     if results:
         parts += ["\n## What it reached\n\n", _table(dict(results))]

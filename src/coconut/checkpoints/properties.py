@@ -109,8 +109,10 @@ def _counts_given_positions(trial: Trial) -> bool:
 
 
 Property = tuple[Callable[[Trial], bool], str]
+DAMAGED = "gives logits that are not finite: its weights are damaged, fetch them again"
+"""Of a model of any kind."""
 NEEDED: Sequence[Property] = (
-    (_gives_numbers, "gives logits that are not finite: its weights are damaged, fetch them again"),
+    (_gives_numbers, DAMAGED),
     (
         _takes_embeddings,
         "does not compute from input embeddings alone what it computes from token ids, so no vector can be fed back",

@@ -9,7 +9,7 @@ from loguru import logger
 from transformers import PreTrainedModel
 
 from coconut.checkpoints.proof import MIN_POSITIONS, Proof, Results, find_difference
-from coconut.checkpoints.properties import EXPLAINING, NEEDED, find_missing
+from coconut.checkpoints.properties import DAMAGED, EXPLAINING, NEEDED, find_missing
 from coconut.config.messages import first_line
 from coconut.config.positions import rope_limit
 from coconut.devices import is_out_of_memory
@@ -115,7 +115,9 @@ def _warn_of_draws(proof: Proof, name: str) -> None:
 
 
 def _refused(name: str, problem: str) -> ValueError:
-    return ValueError(f"model: {name} {problem}; wanted a decoder-only model with causal attention in every layer")
+    # Damaged weights say nothing about the kind of model.
+    wanted = "" if problem == DAMAGED else "; wanted a decoder-only model with causal attention in every layer"
+    return ValueError(f"model: {name} {problem}{wanted}")
 
 
 def _find_problem(proof: Proof, wanted: Results, ways: Sequence[PassOptions]) -> str | None:

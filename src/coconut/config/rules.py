@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from coconut.config.extensions import find_presets
 from coconut.config.field_map import Fields
 from coconut.config.methods import build_method, find_method, find_methods
-from coconut.config.presets import PRESETS, maps_of
+from coconut.config.presets import maps_of
 from coconut.config.schema import BASE, DataConfig, Entry, EvaluateConfig, Params, Source
 from coconut.config.strict import key_shown, kind_of, shown, suggest
 from coconut.config.templates import check_path, parse_template
@@ -235,7 +236,7 @@ def check_fields(source: Source, path: str) -> None:
     for key in ("records", "columns"):
         if getattr(source, key) is not None and (source.file is None or not maps_of(source)):
             raise ValueError(f"{path}.{key}: only beside file, and a format that names fields; take it out")
-    if source.format != "fields" and source.format not in PRESETS:
+    if source.format != "fields" and source.format not in find_presets():
         if source.fields is not None:
             raise ValueError(
                 f"{path}.fields: found beside format {source.format}, which knows its fields; take it out, or write"

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from coconut.config.extensions import read_format, read_task
 from coconut.config.field_map import Fields
-from coconut.config.strict import MAX_COUNT, Range, Word
+from coconut.config.strict import MAX_COUNT, Range, ReadBy, Word
 from coconut.layout import FURTHER_TESTS
 
 BASE = "base"
@@ -30,76 +31,10 @@ NonNegative = Annotated[float, Range(0)]
 # --- data -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ChainedArithmetic:
-    """Left-to-right arithmetic modulo a prime: `10 - 10 - 5 ?`, steps `0`, `6`, answer `6`."""
-
-    task: Literal["chained_arithmetic"]
-    num_operations: Annotated[int, Range(1, 10_000)]
-    """Each operation is one step of a few tokens; far fewer than the bound fill any model's positions."""
-    modulus: Annotated[int, Range(3, 10**12)]
-    """A prime, so that every operation is a bijection and the answers are uniform."""
-
-
-EdgeStyle = Literal["words", "triples"]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Reachability in a graph, like ProsQA: in the paper's sentences or in symbols."""
-
-    task: Literal["graph_sentences", "graph_symbols"]
-    num_nodes: Annotated[int, Range(4, 10_000)]
-    num_edges: Annotated[int, Range(3, 1_000_000)]
-    min_hops: Count
-    max_hops: Count
-    edges: EdgeStyle = "triples"
-    """How symbols write an edge: `a>b`, one word, or `a b |`, three. Sentences have one form."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """Which candidate lies below a root, in trees of `branches` paths that do not meet."""
-
-    task: Literal["search"]
-    branches: Annotated[int, Range(1, 1_000)]
-    """Paths below every root. A chain of words that chooses the first node is right in one of so many."""
-    hops: Annotated[int, Range(1, 1_000)]
-    """Edges from a root to each of its leaves, and steps of an example."""
-    edges: Literal[EdgeStyle, "sentences"]
-    """`words` writes an edge as one word, `a>b`; `triples` as three, `a b |`; `sentences` as `Tom knows Ann.`"""
-    roots: Annotated[int, Range(2, 1_000)] = 2
-    """Trees of the graph, one candidate in each."""
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """n-digit by n-digit multiplication, digits least significant first, partial products as steps."""
-
-    task: Literal["multiplication"]
-    num_digits: Annotated[int, Range(1, 1_000)]
-    """The text grows with the square of it; far fewer than the bound fill any model's positions."""
-
-
-Generator = ChainedArithmetic | Graph | Search | Multiplication
-
-Preset = Literal[
-    "aqua",
-    "asdiv",
-    "asdiv_aug",
-    "commonsense_qa",
-    "gsm8k_aug_nl",
-    "gsm8k_platinum",
-    "gsm_hard",
-    "gsm_plus",
-    "multiarith",
-    "strategy_qa",
-    "svamp",
-]
-"""Names of the maps in `coconut.config.presets`."""
-Format = Literal[
-    "generated", "gsm8k", "gsm8k_aug", "prosqa", "prontoqa", "multiplication", "canonical", "fields", Preset
-]
+Generator = Annotated[Any, ReadBy(read_task)]
+"""The settings of a task, a dataclass of its module in `coconut.data.generators`."""
+Format = Annotated[str, ReadBy(read_format)]
+"""How rows are read: `generated`, a published form, `fields`, or the name of a preset."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +104,7 @@ class DataConfig:
     def is_multiplication(self, split: str) -> bool:
         """Tell whether a split's answers are digit strings, of which every digit counts."""
         source = self.splits[split]
-        is_generated = source.format == "generated" and isinstance(self.generator_of(source), Multiplication)
+        is_generated = source.format == "generated" and self.generator_of(source).task == "multiplication"
         return is_generated or source.format == "multiplication"
 
     def generator_of(self, source: Source) -> Generator:

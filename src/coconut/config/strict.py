@@ -1,8 +1,8 @@
 """Strict parsing of plain values (from YAML) by type: what is missing, unknown or of another type is an error.
 
 The type is an annotation: a frozen dataclass (a mapping with exactly its fields), `Literal`, `X | None`, `Mapping`,
-`tuple[X, ...]` (a list), `Annotated` with a `Range` or a `Word`, or one of `int`, `float`, `bool`, `str`. Of a union of
-dataclasses, the first field says which one a mapping is.
+`tuple[X, ...]` (a list), `Annotated` with a `Range`, a `Word` or a `ReadBy`, or one of `int`, `float`, `bool`, `str`.
+Of a union of dataclasses, the first field says which one a mapping is.
 """
 
 import collections.abc
@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -45,6 +45,13 @@ class Word:
     """The word that stands for None in a file: DVC leaves `null` blank when it writes the file again."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """A function of a value and its path that checks the value, of a type that only a running program knows."""
+
+    read: Callable[[Any, str], Any]
 
 
 class _Missing:
@@ -115,6 +122,8 @@ def parse(value: Any, kind: Any, path: str) -> Any:
 
 def _parse_annotated(value: Any, kind: Any, path: str) -> Any:
     base, rule = typing.get_args(kind)
+    if isinstance(rule, ReadBy):
+        return rule.read(value, path)
     if isinstance(rule, Range):
         number = parse(value, base, path)
         if not rule.low <= number <= rule.high:
@@ -163,7 +172,7 @@ def _parse_union(value: Any, kind: Any, path: str) -> Any:
         return None
     members = tuple(member for member in members if member is not type(None))
     if len(members) > 1 and all(map(dataclasses.is_dataclass, members)):
-        return _parse_tagged(value, members, path)
+        return parse_tagged(value, members, path)
     # A list or a mapping fits one member at most, whose error says more than those of the others.
     members = tuple(member for member in members if _may_hold(member, value)) or members
     errors = []
@@ -181,7 +190,8 @@ def _may_hold(kind: Any, value: Any) -> bool:
     return is_list == isinstance(value, list | tuple) and is_mapping == isinstance(value, Mapping)
 
 
-def _parse_tagged(value: Any, members: tuple[Any, ...], path: str) -> Any:
+def parse_tagged(value: Any, members: tuple[Any, ...], path: str) -> Any:
+    """Return a mapping as that one of the dataclasses which its first field names; see `parse`."""
     expect_mapping(value, path)
     tag = dataclasses.fields(members[0])[0].name
     by_choice = {choice: member for member in members for choice in typing.get_args(typing.get_type_hints(member)[tag])}

@@ -1,4 +1,4 @@
-"""Turns rows into examples by a map of fields: `format: fields`, and the presets of `coconut.config.presets`."""
+"""Turns rows into examples by a map of fields: `format: fields`, and the presets of `coconut.data.presets`."""
 
 import re
 from collections import Counter

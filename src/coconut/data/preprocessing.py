@@ -18,8 +18,9 @@ from coconut.config.presets import maps_of
 from coconut.config.schema import DataConfig, Generator, Source
 from coconut.data.examples import Example, fold, write_examples
 from coconut.data.formats import find_mismatch
-from coconut.data.generators import check_size, generate, graphs
+from coconut.data.generators import graphs
 from coconut.data.sources import Reading, find_files, read_split
+from coconut.data.streams import check_size, generate
 from coconut.files import check_free_space, cure_of, system_error
 from coconut.layout import FURTHER_TESTS
 

@@ -74,6 +74,8 @@ def write_entry(name: str, metrics: Mapping[str, Any], costs: Mapping[str, Any],
     for file, content in files.items():
         (output_dir / file).parent.mkdir(exist_ok=True)
         replace_file(output_dir / file, content)
+    # With one set it is all that the folder holds, and DVC warns of every folder that holds nothing.
+    replace_file(further_dir / "files.json", json.dumps(list(files), indent=2) + "\n")
     replace_file(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     replace_file(output_dir / "costs.json", json.dumps(costs, indent=2) + "\n")
     write_receipt(RECEIPTS_DIR, name, [*_REPORTED, *(file for file in files if "/" in file)])

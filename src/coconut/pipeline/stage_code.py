@@ -6,7 +6,8 @@ depends on it alone. So an edit runs those stages again that load what was edite
 which DVC by itself, with folders of code as dependencies, could not tell apart.
 
 A training method is loaded by its name, so that no script's imports show it. It has a file of digests of its own,
-`outputs/code/methods/<name>.txt`, on which the stages of its entries depend: an edited method runs those alone.
+`outputs/code/methods/<name>.txt`, on which the stages of its entries depend: an edited method runs those alone. Tasks,
+presets and added probes are loaded by name too; they are in the digests of the stage that uses them.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,17 @@ _CANNOT_CHANGE_BYTES = tuple(
     for name in ("__init__.py", "pipeline", "devices.py", "files.py", "layout.py", "logs.py", "tracking.py")
 )
 """How a stage is run, watched and stored, not what it computes."""
+
+
+_LOADED_BY_NAME = {
+    f"{_PACKAGE}/data/streams.py": f"{_PACKAGE}/data/generators",
+    f"{_PACKAGE}/data/sources.py": f"{_PACKAGE}/data/presets",
+    f"{_PACKAGE}/probing/entry.py": f"{_PACKAGE}/probing/added",
+}
+"""By the module that uses them, folders of modules that `coconut.config.extensions` finds, so that no import shows it.
+
+Every stage reads their settings with params.yaml, but what only checks a value cannot change a result.
+"""
 
 
 def code_file(script: PurePath) -> PurePath:
@@ -61,6 +73,9 @@ def stage_code(script: str, root: Path) -> dict[str, bytes]:
     What lies beside a module without being one, as a page's template, counts with it.
     """
     loaded = import_closure(script, root)
+    for user, folder in _LOADED_BY_NAME.items():
+        for path in sorted((root / folder).glob("*.py")) if user in loaded else ():
+            loaded |= import_closure(path.relative_to(root).as_posix(), root)
     modules = {name: source for name, source in loaded.items() if _can_change_bytes(name)}
     folders = {Path(name).parent for name in modules} - {Path(_PACKAGE)}
     others = {

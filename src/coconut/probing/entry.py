@@ -7,10 +7,13 @@ from typing import Any
 from loguru import logger
 
 from coconut.checkpoints.meta import META_FILE, read_meta
+from coconut.config.extensions import load_modules
+from coconut.config.messages import first_line
 from coconut.config.methods import build_method
 from coconut.config.schema import BASE, Params
 from coconut.data.encoded import load_encoded
 from coconut.data.examples import read_examples
+from coconut.devices import is_out_of_memory
 from coconut.evaluation.entry import check_entry, open_evaluator
 from coconut.evaluation.outputs import write_receipt
 from coconut.files import replace_file, writing
@@ -91,7 +94,26 @@ def probe(subject: Subject, c_thought: int | None, *, count: int, top: int) -> t
     rows += measure_graphs(subject, graphs, probs_NKV)
     rows += measure_attention(subject, graphs)
     rows += measure_geometry(subject, probs_NKV)
+    rows += _measure_added(subject)
     return rows, write_shown(subject, probs_NKV, graphs, outcomes, scores, count=count, top=top)
+
+
+def _measure_added(subject: Subject) -> list[Row]:
+    """Take the measurements of the files in `coconut/probing/added`."""
+    modules, failed = load_modules("coconut.probing.added")
+    if failed:
+        logger.warning("{}", failed.removeprefix("; "))
+    rows: list[Row] = []
+    for module in modules:
+        try:
+            rows += module.measure(subject)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{module.__name__}: cannot measure: {type(error).__name__}: {first_line(error)}"
+            ) from error
+    return rows
 
 
 SUMMARY = (

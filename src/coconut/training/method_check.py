@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from coconut.config.methods import PACKAGE, asking_keys, blaming_method, find_method
-from coconut.config.schema import BASE, ChainedArithmetic, Entry, LatentConfig, RuntimeConfig, TrainConfig
+from coconut.config.schema import BASE, Entry, LatentConfig, RuntimeConfig, TrainConfig
 from coconut.config.strict import parse_yaml
 from coconut.data.encoding import EncodedExample, encode_batch
-from coconut.data.generators import generate
+from coconut.data.generators.arithmetic import ChainedArithmetic
+from coconut.data.streams import generate
 from coconut.data.tokenizer import build_word_tokenizer
 from coconut.data.views import IGNORED, ViewWriter
 from coconut.methods import ANSWER_MARK, Row, State

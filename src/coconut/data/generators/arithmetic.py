@@ -1,9 +1,22 @@
 """Chained modular arithmetic."""
 
 import random
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from coconut.config.schema import ChainedArithmetic
+from coconut.config.strict import Range
 from coconut.data.examples import Example
+
+
+@dataclass(frozen=True)
+class ChainedArithmetic:
+    """Left-to-right arithmetic modulo a prime: `10 - 10 - 5 ?`, steps `0`, `6`, answer `6`."""
+
+    task: Literal["chained_arithmetic"]
+    num_operations: Annotated[int, Range(1, 10_000)]
+    """Each operation is one step of a few tokens; far fewer than the bound fill any model's positions."""
+    modulus: Annotated[int, Range(3, 10**12)]
+    """A prime, so that every operation is a bijection and the answers are uniform."""
 
 
 def count(config: ChainedArithmetic) -> int:

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from coconut.config.schema import EdgeStyle, Graph
+from coconut.config.schema import Count
+from coconut.config.strict import Range
 from coconut.data.examples import Example
 
 PAPER_STATISTICS = {"nodes": 23.0, "edges": 36.0, "path": 3.8, "shortest_paths": 1.6}
@@ -52,6 +53,22 @@ class Puzzle:
     edges: Sequence[_Edge]
     paths: tuple[list[int], list[int]]
     """The nodes from each root to its target."""
+
+
+EdgeStyle = Literal["words", "triples"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Reachability in a graph, like ProsQA: in the paper's sentences or in symbols."""
+
+    task: Literal["graph_sentences", "graph_symbols"]
+    num_nodes: Annotated[int, Range(4, 10_000)]
+    num_edges: Annotated[int, Range(3, 1_000_000)]
+    min_hops: Count
+    max_hops: Count
+    edges: EdgeStyle = "triples"
+    """How symbols write an edge: `a>b`, one word, or `a b |`, three. Sentences have one form."""
 
 
 class ParsedQuestion(NamedTuple):

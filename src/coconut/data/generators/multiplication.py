@@ -1,9 +1,20 @@
 """Multiplication of two n-digit numbers in the text form of iCoT, with the least significant digit first."""
 
 import random
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from coconut.config.schema import Multiplication
+from coconut.config.strict import Range
 from coconut.data.examples import Example
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """n-digit by n-digit multiplication, digits least significant first, partial products as steps."""
+
+    task: Literal["multiplication"]
+    num_digits: Annotated[int, Range(1, 1_000)]
+    """The text grows with the square of it; far fewer than the bound fill any model's positions."""
 
 
 def count(config: Multiplication) -> int:

@@ -15,11 +15,13 @@ In sentences, nodes are first names: "Tom knows Ann. Ben knows Kim. ... Who is r
 """
 
 import random
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Literal
 
-from coconut.config.schema import Search
+from coconut.config.strict import Range
 from coconut.data.examples import Example
-from coconut.data.generators.graphs import write_question
+from coconut.data.generators.graphs import EdgeStyle, write_question
 
 MAX_NODES = 10_000
 
@@ -35,6 +37,21 @@ NAMES = [
     "William",
 ]
 # fmt: on
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which candidate lies below a root, in trees of `branches` paths that do not meet."""
+
+    task: Literal["search"]
+    branches: Annotated[int, Range(1, 1_000)]
+    """Paths below every root. A chain of words that chooses the first node is right in one of so many."""
+    hops: Annotated[int, Range(1, 1_000)]
+    """Edges from a root to each of its leaves, and steps of an example."""
+    edges: Literal[EdgeStyle, "sentences"]
+    """`words` writes an edge as one word, `a>b`; `triples` as three, `a b |`; `sentences` as `Tom knows Ann.`"""
+    roots: Annotated[int, Range(2, 1_000)] = 2
+    """Trees of the graph, one candidate in each."""
 
 
 def count(config: Search) -> int | None:
