@@ -161,3 +161,16 @@ def _t_quantile(freedom: int) -> float:
     second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
     third = (3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384
     return _Z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def format_ratio(value: float) -> str:
+    """Write a share from 0 to 1 with three decimals, and with more where these would read as none or as all.
+
+    >>> [format_ratio(value) for value in (0.98149, 0.9995, 0.99996, 0.0004, 1.0, 0.0, 1 - 1e-9)]
+    ['0.981', '0.9995', '0.99996', '0.0004', '1.000', '0.000', '>0.999999']
+    """
+    for digits in range(3, 7):
+        text = f"{value:.{digits}f}"
+        if value in (0.0, 1.0) or float(text) not in (0.0, 1.0):
+            return text
+    return ">0.999999" if value > 0.5 else "<0.000001"

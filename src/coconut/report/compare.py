@@ -16,7 +16,7 @@ from typing import Any
 from coconut.config.params import parse_params
 from coconut.config.schema import BASE
 from coconut.config.strict import parse_yaml
-from coconut.evaluation.statistics import paired_seeds_interval, seeds_interval
+from coconut.evaluation.statistics import format_ratio, paired_seeds_interval, seeds_interval
 from coconut.pipeline.repro_log import in_our_words
 from coconut.pipeline.status import judge_revision
 from coconut.report.provenance import judge
@@ -156,7 +156,7 @@ def seeds_table(groups: Sequence[Group]) -> Table:
                 if (result := experiment.result(entry)) and (accuracy := result.metric("accuracy")) is not None
             }
             if found:
-                each = "  ".join(f"{seed}: {accuracy:.3f}" for seed, (accuracy, _) in found.items())
+                each = "  ".join(f"{seed}: {format_ratio(accuracy)}" for seed, (accuracy, _) in found.items())
                 rows.append([entry, group.letter, each, str(len(found)), _format_mean(list(found.values()))])
     return Table(["entry", "group", "accuracy by seed", "seeds", "mean [95 %]"], rows, num_text_columns=3)
 
@@ -355,7 +355,9 @@ def _format_mean(found: Sequence[tuple[float, int]]) -> str:
     """Write the mean over seeds; with its interval where there is more than one, and the examples were counted."""
     accuracies, counts = zip(*found, strict=True)
     mean, low, high = seeds_interval(accuracies, min(counts))
-    return f"{mean:.3f}" if len(found) == 1 or not min(counts) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    if len(found) == 1 or not min(counts):
+        return format_ratio(mean)
+    return f"{format_ratio(mean)} [{format_ratio(low)}, {format_ratio(high)}]"
 
 
 def _format_difference(pairs: Sequence[tuple[Result, Result]]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from coconut.evaluation.statistics import format_ratio
 from coconut.probing.rows import Row, find_row
 from coconut.report.graph import MOST_NODES, Layout, draw_graph
 from coconut.report.results import UNTOUCHED, Result, find_reference
@@ -95,9 +96,9 @@ def share_cell(row: Row | None) -> str:
     """Write a share with its interval, and a bar beside it on the page."""
     if row is None or row.value is None:
         return NOTHING
-    text = f"{row.value:.3f}"
+    text = format_ratio(row.value)
     if row.low is not None and row.high is not None:
-        text += f" [{row.low:.3f}, {row.high:.3f}]"
+        text += f" [{format_ratio(row.low)}, {format_ratio(row.high)}]"
     return Cell(text, share_bar(row.value, row.low, row.high))
 
 

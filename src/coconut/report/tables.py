@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from coconut.config.schema import BASE
-from coconut.evaluation.statistics import mcnemar, wilson_interval
+from coconut.evaluation.statistics import format_ratio, mcnemar, wilson_interval
 from coconut.report.results import Result, find_ends, find_reference, find_sets, find_sizes
 from coconut.report.svg import share_bar
 from coconut.report.text import (
@@ -166,7 +166,7 @@ def groups_table(results: Sequence[Result]) -> Table | None:
         for group in counts:
             right = [prediction.right for prediction in result.predictions if prediction.group == group]
             low, high = wilson_interval(sum(right), len(right))
-            row.append(f"{sum(right) / len(right):.3f} [{low:.3f}, {high:.3f}]" if right else NOT_THERE)
+            row.append(_interval(sum(right) / len(right), low, high) if right else NOT_THERE)
         rows.append(row)
     return Table(["entry", *(f"{group or 'no kind'} ({number})" for group, number in counts.items())], rows)
 
@@ -200,7 +200,7 @@ def expected_table(results: Sequence[Result]) -> Table | None:
         expected, low, high = (one.metric(key) for key in ("expected", "accuracy_low", "accuracy_high"))
         if expected is not None and low is not None and high is not None:
             verdict = "inside" if low <= expected <= high else "outside"
-            rows.append([name, f"{expected:.3f}", format_accuracy(one), verdict])
+            rows.append([name, format_ratio(expected), format_accuracy(one), verdict])
     return Table(["test set", "expected", "found [95 %]", "expected is"], rows) if rows else None
 
 
@@ -259,7 +259,11 @@ def format_accuracy(result: Result, key: str = "accuracy") -> str:
     accuracy, low, high = (result.metric(name) for name in (key, f"{key}_low", f"{key}_high"))
     if accuracy is None:
         return NOT_THERE
-    return f"{accuracy:.3f}" if low is None or high is None else f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
+    return format_ratio(accuracy) if low is None or high is None else _interval(accuracy, low, high)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{format_ratio(value)} [{format_ratio(low)}, {format_ratio(high)}]"
 
 
 def _format_fact(value: Any) -> str:

@@ -63,10 +63,10 @@ def format_significant(value: float | None) -> str:
 def format_share(value: float | None) -> str:
     """Write a share as a percentage.
 
-    >>> [format_share(value) for value in (None, 0.0, 0.125, 1.0)]
-    ['-', '0 %', '12.5 %', '100 %']
+    >>> [format_share(value) for value in (None, 0.0, 0.125, 0.9995, 1.0)]
+    ['-', '0 %', '12.5 %', '99.95 %', '100 %']
     """
-    return NOTHING if value is None else f"{100 * value:.3g} %"
+    return NOTHING if value is None else f"{100 * value:.{3 if value == 1 or value < 0.9995 else 6}g} %"
 
 
 def format_p(p: float | None) -> str:
