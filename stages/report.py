@@ -11,14 +11,16 @@ from coconut.pipeline.stage import Work, run_script
 def load() -> Work:
     from coconut.config.params import load_params
     from coconut.files import writing
-    from coconut.layout import OUTPUTS_DIR, REPORT_DIR
+    from coconut.layout import EXAMPLES_DIR, OUTPUTS_DIR, REPORT_DIR
     from coconut.report.page import write_report
     from coconut.report.provenance import judge, with_origin
 
     def main() -> None:
         """Write `outputs/report`."""
+        params = load_params()
         with writing(REPORT_DIR):
-            write_report(load_params(), OUTPUTS_DIR, REPORT_DIR, with_origin(judge(Path(), ignore=["report"]), Path()))
+            provenance = with_origin(judge(Path(), ignore=["report"]), Path())
+            write_report(params, OUTPUTS_DIR, REPORT_DIR, provenance, EXAMPLES_DIR)
 
     return main
 

@@ -32,9 +32,23 @@ window.addEventListener("load", () => {
   const button = document.querySelector(".legend button");
   button.click();
   const off = document.querySelectorAll(".series.off").length;
+  const table = document.querySelector("#results table"), column = 3;
+  const cells = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[column].textContent));
+  const own = cells(), head = table.tHead.rows[0].cells[column].querySelector("button");
+  const sorted = [1, 2, 3].map(() => { head.click(); return cells(); });
+  const input = document.querySelector(".questions input"), select = document.querySelector(".questions select");
+  const count = () => document.querySelector(".questions output").textContent;
+  const counts = [count()];
+  input.value = "alert 5";
+  input.dispatchEvent(new Event("input"));
+  counts.push(count(), document.querySelectorAll(".questions .card").length);
+  input.value = "";
+  select.value = "2";
+  select.dispatchEvent(new Event("change"));
+  counts.push(count());
   const small = [...document.querySelectorAll(".chart text")].map(text => text.getBoundingClientRect().height);
   document.body.dataset.found = JSON.stringify({
-    said, hovered, off, pressed: button.getAttribute("aria-pressed"), smallest: Math.min(...small),
+    own, sorted, counts, said, hovered, off, pressed: button.getAttribute("aria-pressed"), smallest: Math.min(...small),
     inner: window.innerWidth, wide: document.documentElement.scrollWidth,
     outside: [...document.querySelectorAll("body *")].filter(one =>
       one.getBoundingClientRect().right > window.innerWidth + 1 && !one.closest(".wide, summary ~ *")
@@ -57,7 +71,9 @@ def page(tmp_path_factory) -> Path:
     hostile = {"question": "</script><script>throw 1</script> " + "a" * 300, "text": "<img src=x onerror=throw>"}
     questions = [fake_question(3, right=True), fake_question(5, right=False, **hostile)]
     write_thoughts(outputs_dir, "latent_2", questions=questions, rows=THOUGHT_ROWS)
-    write_report(fake_params(), outputs_dir, outputs_dir / "report")
+    examples = [{"question": f"<img onerror=alert(1)> {n} ?", "steps": [], "answer": str(n)} for n in range(10)]
+    (outputs_dir / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in examples))
+    write_report(fake_params(), outputs_dir, outputs_dir / "report", examples_dir=outputs_dir)
     return outputs_dir / "report" / "report.html"
 
 
@@ -103,8 +119,12 @@ def test_the_page_fits_works_and_is_silent(page, tmp_path, width, is_dark):
     assert "latent_2: " in found["said"] + found["hovered"]
     assert found["pressed"] == "false"
     assert found["off"] >= 1
-    assert found["headings"][:4] == [
+    rows = sorted(found["own"])
+    assert found["sorted"] == [rows, rows[::-1], found["own"]]
+    assert found["counts"] == ["10 of 10", "1 of 10", 1, "5 of 10"], "all, by words, and what the third entry got wrong"
+    assert found["headings"][:5] == [
         "models/two-layers, seed 0",
+        "The task",
         "Curriculum",
         "Results",
         "Do answers need the thoughts?",

@@ -296,7 +296,7 @@ def test_experiments_are_read_through_dvc_from_its_cache(run):
     assert path == "outputs/comparison/report.html"
     page = run("cat", path).stdout
     assert "2 runs in 2 groups." in page
-    assert '<td class="text">s2</td>' in page
+    assert ">s2</td>" in page
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 
 from coconut.report.charts import draw_updates
 from coconut.report.curves import write_curves
+from coconut.report.outcome import describe_outcome, describe_warnings
 from coconut.report.page import build_sections, write_report
 from coconut.report.paper import find_arms, paper_table
 from coconut.report.provenance import Provenance
@@ -84,13 +85,58 @@ def test_folders_of_entries_that_are_no_longer_in_the_curriculum_are_left_out(ou
     assert [result.name for result in read(outputs_dir)] == ["cot", "latent_1", "latent_2", "no_cot"]
 
 
+def outcome(tmp_path, *, latent="+" * 40, pause="-" * 40, latent_1="-" * 40):
+    """What came out on a chain of three entries and a control with as many updates."""
+    entries = dict(CURRICULUM)
+    del entries["no_cot"]
+    entries["pause"] = entries["latent_2"] | {"method": "pause", "latent_stage": 0}
+    write_entry(tmp_path, "cot", right="+-" * 20, method="cot")
+    write_entry(tmp_path, "latent_1", right=latent_1, thoughts=1)
+    write_entry(tmp_path, "latent_2", right=latent, thoughts=2)
+    write_entry(tmp_path, "pause", right=pause, method="pause", thoughts=2)
+    return describe_outcome(read_results(fake_params(curriculum=entries).curriculum, read_folder(tmp_path)))
+
+
+def test_a_difference_is_claimed_only_where_the_paired_test_shows_it(tmp_path):
+    shown = outcome(tmp_path / "a")
+    assert "That is more than the control with as many updates: pause 0 % (p <0.001; as many slots)." in shown
+    assert "Whether the answers need the thoughts was not measured." in shown
+    close = outcome(tmp_path / "b", pause="+" * 38 + "--")
+    assert (
+        "That is not shown to be more than pause, with as many updates: pause 95 % (p 0.500; as many slots)." in close
+    )
+    worse = outcome(tmp_path / "c", latent="-" * 40, pause="+" * 40)
+    assert "That is not shown to be more than pause" in worse
+
+
+def test_the_best_entry_with_thoughts_is_named_whatever_its_place(tmp_path):
+    assert "The best entry with thoughts" not in outcome(tmp_path / "a")
+    better = outcome(tmp_path / "b", latent="+-" * 20, latent_1="+" * 40)
+    assert "The best entry with thoughts: latent_1 100 % (p <0.001)." in better
+
+
+def test_a_warm_up_that_never_ended_is_said(tmp_path):
+    """Its validation loss falls from 2.1 to 1.1 in its last epoch."""
+    outcome(tmp_path)
+    results = read_results(fake_params().curriculum, read_folder(tmp_path))
+    said = "cot was still learning when it ended (its validation loss fell by 48% in its last epoch)"
+    assert said in describe_warnings(results)
+    history = tmp_path / "cot/history.csv"
+    history.write_text(history.read_text().replace(",1.1,", ",2.0,"))
+    results = read_results(fake_params().curriculum, read_folder(tmp_path))
+    assert "still learning" not in describe_warnings(results)
+
+
 def test_the_report_is_written_whole(outputs_dir):
     report_dir = report(outputs_dir)
     assert sorted(path.name for path in report_dir.iterdir()) == sorted(
         ["curves.csv", "report.html", "report.md", *(f"{name}.svg" for name in FIGURES)]
     )
     text = (report_dir / "report.md").read_text(encoding="utf-8")
-    lead = "latent_2 answers 9 of 10 test questions right. cot 80.0% (p 1.000) with its steps in words."
+    lead = (
+        "latent_2 answers 9 of 10 test questions right. No control had as many updates: no_cot 0 % (p 0.004) had 8,"
+        " latent_2 24. cot 80 % (p 1.000) with its steps in words."
+    )
     assert text.startswith(f"# models/two-layers, seed 0\n\n{lead}")
     assert re.findall(r"\]\(([\w-]+)\.svg\)", text) == FIGURES
     assert "| latent_2 | coconut |            2 | 0.900 [0.596, 0.982] |" in text
@@ -127,10 +173,40 @@ class Page(HTMLParser):
 def test_the_page_holds_its_figures_and_names_no_other_address(outputs_dir):
     page = Page((report(outputs_dir) / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("figure") == len(FIGURES)
-    assert all(address.startswith("#") for address in page.addresses)
+    assert all(re.fullmatch(r"#[\w-]+|\.\./\w+/\w+\.(csv|jsonl)", address) for address in page.addresses)
+    assert "../latent_2/updates.csv" in page.addresses
     assert "url(" not in page.text
     assert "@import" not in page.text
     assert page.tags.count("script") == 1
+
+
+def test_every_question_stands_beside_the_answers_of_all_entries(outputs_dir, tmp_path):
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    rows = [{"question": f"</script> {n} ?", "steps": ["1", "2"], "answer": str(n % 11)} for n in range(9)]
+    rows.append({"question": "another set's", "steps": [], "answer": "none"})
+    (examples / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(fake_params(), outputs_dir, outputs_dir / "report", examples_dir=examples)
+    html = (outputs_dir / "report/report.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
+    found = json.loads(data)
+    assert found["entries"] == ["cot", "latent_1", "latent_2", "no_cot"]
+    assert [row["index"] for row in found["rows"]] == list(range(9)), "whose answer the entries were scored on"
+    assert found["rows"][0]["question"] == "</script> 0 ?"
+    assert found["rows"][0]["steps"] == "1 → 2"
+    cot = read(outputs_dir)[0]
+    assert [row["answers"][0] for row in found["rows"]] == [
+        [one.answer or "-", one.right] for one in cot.predictions[:9]
+    ]
+    text = (outputs_dir / "report/report.md").read_text(encoding="utf-8")
+    task = sections_of(text)["The task"]
+    assert task.strip().startswith("Data: generated, search.")
+    assert "&lt;/script> 0 ?" in task
+    assert "1 → 2" in task
+    assert "The first 9 of 10 questions" in text
+    (examples / "test.jsonl").write_text("{")
+    write_report(fake_params(), outputs_dir, outputs_dir / "report", examples_dir=examples)
+    assert "The task" not in (outputs_dir / "report/report.md").read_text(encoding="utf-8")
 
 
 def test_generated_text_cannot_become_markup(outputs_dir):

@@ -19,7 +19,9 @@ def conclude(rows: Sequence[Row]) -> str | None:
     if changed.value == 0:
         return f"the thoughts do nothing here: those of another question change no answer of {row.num}"
     if row.p is not None and row.p < 0.01:
-        return f"the answers depend on the thoughts: with those of another question accuracy is {format_ratio(row.value)}"
+        return (
+            f"the answers depend on the thoughts: with those of another question accuracy is {format_ratio(row.value)}"
+        )
     return (
         f"no effect of the thoughts on accuracy was found: those of another question change {changed.value:.1%} of the"
         f" answers, and accuracy is {format_ratio(row.value)} (p {row.p:.2f})"

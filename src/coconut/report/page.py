@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.config.schema import BASE, Params
+from coconut.config.schema import Params
 from coconut.files import check_free_space, replace_file
 from coconut.report.charts import choose_styles, draw_coverage, draw_speed, draw_steps, draw_updates
 from coconut.report.curves import CURVES_FILE, write_curves
 from coconut.report.origin import describe_training
-from coconut.report.outcome import describe_outcome
+from coconut.report.outcome import describe_outcome, describe_warnings
 from coconut.report.paper import PAPER_NOTE, paper_table
 from coconut.report.probes import (
     MOST_QUESTIONS,
@@ -22,6 +22,7 @@ from coconut.report.probes import (
     numbers_chart,
 )
 from coconut.report.provenance import Provenance
+from coconut.report.questions import browse_questions, read_questions, show_task
 from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
 from coconut.report.results import Result, find_reference, find_sets, read_facts, read_results
@@ -41,13 +42,19 @@ from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
 _NUM_MISTAKES = 10
-_SMALL_TEST_SET = 100
-_MOST = 0.5
-"""Share of questions without an answer from which on the page says so in words."""
 
 
-def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance: Provenance | None = None) -> None:
+def write_report(
+    params: Params,
+    outputs_dir: Path,
+    report_dir: Path,
+    provenance: Provenance | None = None,
+    examples_dir: Path | None = None,
+) -> None:
     """Write the report on all entries of the curriculum; what a failed stage did not leave is said to be missing.
+
+    Args:
+        examples_dir: with the questions of the test set; without them the page shows answers alone.
 
     Raises:
         ValueError: a file of an entry is damaged.
@@ -57,8 +64,15 @@ def write_report(params: Params, outputs_dir: Path, report_dir: Path, provenance
     read_text = read_folder(outputs_dir)
     results = read_results(params.curriculum, read_text, marks=provenance.marks, reference=params.report.reference)
     sections = build_sections(results, facts=read_facts(read_text), provenance=provenance)
+    if browser := browse_questions(results, read_questions(examples_dir) if examples_dir else []):
+        place = next((n for n, section in enumerate(sections) if section.title == "Mistakes"), len(sections))
+        sections[place:place] = [browser]
+        sections.insert(0, show_task(params, browser))
+    origin = provenance.origin
+    about = f"Written {origin['written']}, commit {origin['commit']}." if {"written", "commit"} <= origin.keys() else ""
+    lead = "\n\n".join(filter(None, [describe_outcome(results), describe_warnings(results), about]))
     title = visible(f"{params.model}, seed {params.seed}")
-    write_page(title, describe_outcome(results), sections, report_dir, {CURVES_FILE: write_curves(results)})
+    write_page(title, lead, sections, report_dir, {CURVES_FILE: write_curves(results)})
 
 
 def write_page(
@@ -105,7 +119,8 @@ def build_sections(
         sections.append(Section("The arms in the paper's layout", PAPER_NOTE, paper))
     sections += _thought_sections(results, colours)
     if updates:
-        sections.append(Section("Training", _UPDATES_TEXT, charts=updates))
+        files = [f"../{one.name}/{file}" for one in results if one.updates for file in ("updates.csv", "history.csv")]
+        sections.append(Section("Training", _UPDATES_TEXT, charts=updates, links=files))
     if steps is not None:
         sections.append(Section("Accuracy by number of gold steps", _STEPS_TEXT, charts=[steps]))
     sections.append(_mistakes_section(results))
@@ -222,27 +237,8 @@ def _results_text(results: Sequence[Result], provenance: Provenance) -> str:
     missing = [result.name for result in results if result.metrics is None]
     if missing:
         sentences.append(f"{NOT_THERE.capitalize()}: {', '.join(missing)}; `dvc repro` makes them.")
-    sentences += [provenance.explain([result.label for result in results]), *_warnings(results)]
+    sentences.append(provenance.explain([result.label for result in results]))
     return " ".join(filter(None, sentences))
-
-
-def _warnings(results: Sequence[Result]) -> list[str]:
-    """Say what makes these accuracies worth less than they seem."""
-    sentences = []
-    smallest = min((int(result.metric("num_examples") or 0) for result in results if result.metrics), default=0)
-    if 0 < smallest < _SMALL_TEST_SET:
-        sentences.append(
-            f"The test split is small: with {smallest} examples one more right answer is worth {1 / smallest:.3f}."
-        )
-    trained = [result for result in results if result.name != BASE]
-    silent = [result.label for result in trained if (result.metric("no_answer_share") or 0) >= _MOST]
-    if silent:
-        sentences.append(
-            f"No answer to at least half of the questions: {', '.join(silent)}. A model that has not learnt the form"
-            " of an answer scores 0 whatever it computes: train it longer, or raise evaluate.max_new_tokens if its"
-            " text is cut off."
-        )
-    return sentences
 
 
 def _mistakes_section(results: Sequence[Result]) -> Section:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,6 +28,15 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """Questions to search through, with the answers of every entry."""
+
+    entries: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    """Each has `index`, `question`, `steps`, `gold`, `thoughts` and `answers`: (text, is right) for each entry."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and its content, independent of the output format."""
 
@@ -38,6 +48,9 @@ class Section:
     folded: Table | None = None
     """A table that one opens."""
     folded_title: str = ""
+    links: Sequence[str] = ()
+    """Files with the numbers, relative to the page."""
+    questions: Questions | None = None
     anchor: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +87,7 @@ def render_markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
             blocks.append(section.table.to_markdown())
         names = ", ".join(name for name, _, _ in section.legend)
         blocks += [f"![{chart.title}: {names}]({slug(chart.title)}.svg)" for chart in section.charts]
+        blocks.append(", ".join(f"[{path.removeprefix('../')}]({path})" for path in section.links))
         for group in section.cards[:1]:
             for card in group.cards[:2]:
                 head = f"{group.label}, test question {card.index}: {card.question} Right answer: {card.gold}."
@@ -92,7 +106,7 @@ def render_html(title: str, lead: str, sections: Sequence[Section]) -> str:
     """Write one page that needs no other file and no network."""
     context: Mapping[str, object] = {
         "title": title,
-        "lead": lead,
+        "paragraphs": lead.split("\n\n"),
         "sections": sections,
         "style": _read("page.css"),
         "script": _read("page.js"),

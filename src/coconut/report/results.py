@@ -165,6 +165,11 @@ def count_updates_before(results: Sequence[Result], result: Result) -> float:
     return sum(_num_updates(ancestor) for ancestor in find_lineage(results, result.name)[:-1])
 
 
+def count_updates(results: Sequence[Result], result: Result) -> float:
+    """Count the updates from the untouched model to the end of an entry."""
+    return count_updates_before(results, result) + _num_updates(result)
+
+
 def _num_updates(result: Result) -> float:
     return max((row.get("update") or 0 for row in result.history), default=0)
 

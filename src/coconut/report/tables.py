@@ -42,6 +42,8 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_text_columns: int = 1
+    is_sortable: bool = True
+    """Whether a page lets its readers sort the rows."""
 
     def to_text(self) -> str:
         """Lay the table out for a terminal.
@@ -86,8 +88,9 @@ class Table:
             Markup("<tr>{}</tr>").format(Markup("").join(self._html_cells(line, tag)))
             for line, tag in ((self.header, "th"), *((row, "td") for row in self.rows))
         ]
-        return Markup("<table>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(
-            head, Markup("\n").join(body)
+        kind = Markup(' class="sortable"') if self.is_sortable and len(self.rows) > 1 else ""
+        return Markup("<table{}>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(
+            kind, head, Markup("\n").join(body)
         )
 
     def _visible_lines(self) -> list[list[str]]:
@@ -101,7 +104,10 @@ class Table:
 
     def _html_cells(self, line: Sequence[str], tag: str) -> Iterator[Markup]:
         for column, cell in enumerate(line):
+            # On a narrow screen a row is a block, in which every cell says what it is.
             scope = Markup(' scope="col"') if tag == "th" else ""
+            if tag == "td" and column and self.header[column]:
+                scope = Markup(' data-label="{}"').format(visible(self.header[column]))
             kind = Markup(' class="text"') if column < self.num_text_columns else ""
             drawing = cell.drawing if isinstance(cell, Cell) else ""
             yield Markup("<{}{}{}>{}{}</{}>").format(tag, scope, kind, visible(cell), drawing, tag)
@@ -216,7 +222,7 @@ def tree_table(results: Sequence[Result], colours: Mapping[str, str]) -> Table:
         text = format_accuracy(result)
         bar = share_bar(value, low, high, colour=colours[result.name])
         rows.append([name, result.method, Cell(text, bar)])
-    return Table(["entry, below its parent", "method", "test accuracy [95 %]"], rows, num_text_columns=2)
+    return Table(["entry, below its parent", "method", "test accuracy [95 %]"], rows, 2, is_sortable=False)
 
 
 def _in_tree(results: Sequence[Result]) -> Iterator[tuple[int, Result]]:

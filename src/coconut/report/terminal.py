@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coconut.config.params import load_params
 from coconut.files import writing
-from coconut.layout import OUTPUTS_DIR, REPORT_DIR
+from coconut.layout import EXAMPLES_DIR, OUTPUTS_DIR, REPORT_DIR
 from coconut.report.compare import (
     WORKSPACE,
     compare,
@@ -90,7 +90,7 @@ def run_report() -> int:
         return 0
     shutil.rmtree(PARTIAL_REPORT_DIR, ignore_errors=True)  # It may hold figures that are not drawn this time.
     with writing(PARTIAL_REPORT_DIR):
-        write_report(params, OUTPUTS_DIR, PARTIAL_REPORT_DIR, with_origin(provenance, Path()))
+        write_report(params, OUTPUTS_DIR, PARTIAL_REPORT_DIR, with_origin(provenance, Path()), EXAMPLES_DIR)
     num_stages = len(provenance.unfinished)
     if provenance.problem is None:
         sys.stdout.write(
