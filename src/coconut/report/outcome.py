@@ -15,6 +15,8 @@ _MOST_SILENT = 0.5
 """Share of questions without an answer from which on the page says so in words."""
 _MOST_FALL = 0.2
 """Share by which a validation loss falls in the last epoch of a warm-up that had not ended."""
+_LEARNED = 0.99
+"""Accuracy from which on a warm-up has ended, however its loss falls."""
 
 
 def describe_outcome(results: Sequence[Result]) -> str:
@@ -95,7 +97,7 @@ def describe_warnings(results: Sequence[Result]) -> str:
     reference = find_reference(results)
     for one in [] if reference is None else find_lineage(results, reference.name):
         fall = _fall_at_the_end(one)
-        if one.kind.role == "words" and fall > _MOST_FALL:
+        if one.kind.role == "words" and fall > _MOST_FALL and (one.metric("accuracy") or 0) < _LEARNED:
             sentences.append(
                 f"{one.training_label} was still learning when it ended (its validation loss fell by {fall:.0%} in its"
                 " last epoch): with more epochs, what follows it may be another."

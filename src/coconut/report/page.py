@@ -27,6 +27,7 @@ from coconut.report.reading import read_folder
 from coconut.report.render import Group, Section, draw_figures, render_html, render_markdown
 from coconut.report.results import Result, find_reference, find_sets, read_facts, read_results
 from coconut.report.speed import explain_speed, speed_table
+from coconut.report.svg import Chart
 from coconut.report.tables import (
     Table,
     accuracy_table,
@@ -72,20 +73,32 @@ def write_report(
     about = f"Written {origin['written']}, commit {origin['commit']}." if {"written", "commit"} <= origin.keys() else ""
     lead = "\n\n".join(filter(None, [describe_outcome(results), describe_warnings(results), about]))
     title = visible(f"{params.model}, seed {params.seed}")
-    write_page(title, lead, sections, report_dir, {CURVES_FILE: write_curves(results)})
+    entry, control = find_thinkers(results)
+    colours = {name: colour for name, (colour, _) in choose_styles(results).items()}
+    front = None if entry is None else numbers_chart(entry, control, colours)
+    write_page(title, lead, sections, report_dir, {CURVES_FILE: write_curves(results)}, front)
 
 
 def write_page(
-    title: str, lead: str, sections: Sequence[Section], folder: Path, files: Mapping[str, str] | None = None
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+    front: Chart | None = None,
 ) -> None:
     """Write a page in both forms, its figures, and other files beside it.
+
+    Args:
+        lead: what came out, in paragraphs between empty lines.
+        front: what stands beside the lead, of the figures in the sections.
 
     Raises:
         OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {**(files or {}), **draw_figures(sections)}
-    texts |= {"report.md": render_markdown(title, lead, sections), PAGE_FILE: render_html(title, lead, sections)}
+    texts |= {"report.md": render_markdown(title, lead, sections), PAGE_FILE: render_html(title, lead, sections, front)}
     contents = {name: text.encode() for name, text in texts.items()}
     check_free_space({folder: sum(map(len, contents.values()))})
     for name, content in contents.items():

@@ -71,10 +71,8 @@ def show_task(params: Params, browser: Section) -> Section:
     generator = params.data.generator_of(source) if source.format == "generated" else None
     kind = source.hub or source.file or source.format if generator is None else f"generated, {generator.task}"
     parts = {"question": first["question"], "steps": first["steps"] or NOTHING, "right answer": first["gold"]}
-    table = Table(
-        ["part", "in the first question of the test set"], list(map(list, parts.items())), 2, is_sortable=False
-    )
-    return Section("The task", f"Data: {visible(kind)}.", table)
+    table = Table(["", ""], list(map(list, parts.items())), 2, is_sortable=False)
+    return Section("The task", f"Data: {visible(kind)}. The first question of the test set:", table)
 
 
 def _read_thoughts(question: Mapping[str, Any]) -> str:

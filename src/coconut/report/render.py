@@ -102,12 +102,13 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\*_|\[<]", r"\\\g<0>", text)
 
 
-def render_html(title: str, lead: str, sections: Sequence[Section]) -> str:
+def render_html(title: str, lead: str, sections: Sequence[Section], front: Chart | None = None) -> str:
     """Write one page that needs no other file and no network."""
     context: Mapping[str, object] = {
         "title": title,
         "paragraphs": lead.split("\n\n"),
         "sections": sections,
+        "front": front,
         "style": _read("page.css"),
         "script": _read("page.js"),
     }
