@@ -146,6 +146,15 @@ def test_the_report_is_written_whole(outputs_dir):
         assert ElementTree.parse(report_dir / f"{name}.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
+def test_a_figures_file_says_what_it_shows_and_which_line_is_whose(outputs_dir):
+    root = ElementTree.parse(report(outputs_dir) / "training-loss.svg").getroot()
+    texts = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Training loss", "nats per token", "cot", "latent_1", "latent_2", "no_cot"} <= set(texts)
+    _, top, width, height = map(float, root.get("viewBox").split())
+    places = [(float(one.get("x")), float(one.get("y"))) for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert all(0 <= x <= width and top <= y <= top + height for x, y in places)
+
+
 def test_the_same_outputs_give_the_same_bytes(outputs_dir):
     first = {path.name: path.read_bytes() for path in report(outputs_dir).iterdir()}
     shutil.rmtree(outputs_dir / "report")

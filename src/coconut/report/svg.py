@@ -16,6 +16,7 @@ from coconut.report.text import format_axis, visible
 WIDTH, HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 36
 _BAR_WIDTH = 150
+_LINE = 14
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Chart:
                 self.shown.append(Series(one.label, one.colour, points, one.dashes))
 
     def to_svg(self, *, style: str = "") -> Markup:
-        """Draw the chart; with a style sheet inside it stands by itself as a file."""
+        """Draw the chart; with a style sheet it stands by itself as a file, with title and legend."""
         points = [point for one in self.shown for point in one.points]
         x = Axis.over([p.x for p in points], _LEFT, WIDTH - _RIGHT, is_wide=self.x_ticks is not None)
         values = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
@@ -68,11 +69,16 @@ class Chart:
         parts = [_grid(x, y, self.x_ticks), *(_line(one, x, y) for one in self.shown)]
         parts.append(_text(WIDTH - _RIGHT, HEIGHT - 4, self.x_label, "end"))
         parts.append(_text(2, _TOP - 12, self.y_label, "start"))
+        top, bottom = 0, HEIGHT
+        if style:
+            top, bottom = -_LINE, HEIGHT + _LINE * len(self.shown) + 4
+            parts.append(_text(2, top + 11, self.title, "start"))
+            parts += [_legend_line(one, HEIGHT + _LINE * place) for place, one in enumerate(self.shown, 1)]
         return Markup(
-            '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"'
+            '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 {} {} {}" role="img" aria-label="{}"'
             ' tabindex="0" data-x="{} {} {} {}" data-y="{} {} {} {} {}">{}{}</svg>'
         ).format(
-            *(WIDTH, HEIGHT, visible(f"{self.title}: {self.describe()}"), x.low, x.high, x.start, x.end),
+            *(top, WIDTH, bottom - top, visible(f"{self.title}: {self.describe()}"), x.low, x.high, x.start, x.end),
             *(y.low, y.high, y.start, y.end, "log" if self.is_log else "linear"),
             Markup("<style>{}</style>").format(Markup(style)) if style else "",
             Markup("\n").join(parts),
@@ -185,6 +191,12 @@ def _line(one: Series, x: Axis, y: Axis) -> Markup:
         path,
         dots,
     )
+
+
+def _legend_line(one: Series, y: float) -> Markup:
+    dashes = Markup(' stroke-dasharray="{}"').format(one.dashes) if one.dashes else ""
+    line = Markup('<path d="M2 {}H26" stroke="{}" stroke-width="1.4"{}/>').format(y - 3, one.colour, dashes)
+    return line + _text(32, y, one.label, "start")
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:
