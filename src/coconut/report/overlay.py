@@ -58,9 +58,8 @@ def _accuracy_charts(groups: Sequence[Group]) -> list[Chart]:
             if name in by_name and (accuracy := by_name[name].metric("accuracy")) is not None
         ]
         series.append(Series(label, colour, points, dashes))
-    where = f"entry ({', '.join(f'{n} {name}' for n, name in enumerate(names, 1))})" if len(names) <= 4 else "entry"
     ticks = list(range(1, len(names) + 1))
-    chart = Chart("Accuracy by entry", where, "test accuracy", series, limits=(0.0, 1.0), x_ticks=ticks)
+    chart = Chart("Accuracy by entry", "entry", "test accuracy", series, limits=(0, 1), x_ticks=ticks, x_names=names)
     return [chart] if chart.shown else []
 
 

@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 36
 _BAR_WIDTH = 150
 _LINE = 14
+_NAMES = 72
+"""Height of names that stand aslant below an axis."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Chart:
     limits: tuple[float, float] | None = None
     """Of the vertical axis; None for those of the points."""
     x_ticks: Sequence[float] | None = None
+    x_names: Sequence[str] = ()
+    """In place of the numbers of `x_ticks`."""
     shown: list[Series] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -65,8 +69,9 @@ class Chart:
         points = [point for one in self.shown for point in one.points]
         x = Axis.over([p.x for p in points], _LEFT, WIDTH - _RIGHT, is_wide=self.x_ticks is not None)
         values = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-        y = Axis.over(self.limits or values, HEIGHT - _BOTTOM, _TOP, is_log=self.is_log)
-        parts = [_grid(x, y, self.x_ticks), *(_line(one, x, y) for one in self.shown)]
+        bottom = _NAMES if self.x_names else _BOTTOM
+        y = Axis.over(self.limits or values, HEIGHT - bottom, _TOP, is_log=self.is_log)
+        parts = [_grid(x, y, self.x_ticks, self.x_names), *(_line(one, x, y) for one in self.shown)]
         parts.append(_text(WIDTH - _RIGHT, HEIGHT - 4, self.x_label, "end"))
         parts.append(_text(2, _TOP - 12, self.y_label, "start"))
         top, bottom = 0, HEIGHT
@@ -158,13 +163,16 @@ def share_bar(value: float | None, low: float | None, high: float | None, *, col
     ).format(_BAR_WIDTH, _BAR_WIDTH - 2, max(0.5, round(end - 1, 1)), colour, whisker)
 
 
-def _grid(x: Axis, y: Axis, x_ticks: Sequence[float] | None) -> Markup:
+def _grid(x: Axis, y: Axis, x_ticks: Sequence[float] | None, x_names: Sequence[str]) -> Markup:
     parts = []
     for value in y.ticks():
         at = y.place(value)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(x.start, at, x.end))
         parts.append(_text(x.start - 4, at + 3.5, format_axis(value), "end"))
-    for value in x_ticks if x_ticks is not None else x.ticks():
+    for value, name in zip(x_ticks or (), x_names, strict=False):
+        turn = Markup('<g transform="rotate(-40 {} {})">').format(x.place(value), y.start + 12)
+        parts.append(turn + _text(x.place(value), y.start + 12, name[:14], "end") + Markup("</g>"))
+    for value in [] if x_names else x_ticks if x_ticks is not None else x.ticks():
         parts.append(_text(x.place(value), y.start + 14, format_axis(value), "middle"))
     return Markup("").join(parts)
 
