@@ -65,7 +65,7 @@ prune:  ## delete resume states that nothing would use
 	@$(ONLY_IF_SET_UP)
 	@python -m coconut prune
 
-test: $(STAMP)  ## the tests, some 15 minutes on two cores
+test: $(STAMP)  ## the tests, 17 to 22 minutes on two cores
 	python -m pytest -n auto --dist worksteal -m "not long"
 
 test-all: $(STAMP)  ## these and the long ones, of many kills, processes and devices; an hour
