@@ -115,6 +115,18 @@ def test_the_best_entry_with_thoughts_is_named_whatever_its_place(tmp_path):
     assert "The best entry with thoughts: latent_1 100 % (p <0.001)." in better
 
 
+@pytest.mark.parametrize("reference", ["cot", "no_cot", "latent_1"])
+def test_any_entry_may_be_what_the_page_is_about_and_is_not_compared_with_itself(outputs_dir, reference):
+    curriculum = fake_params().curriculum
+    results = read_results(curriculum, read_folder(outputs_dir), reference=reference)
+    said = describe_outcome(results)
+    assert said.startswith(f"{reference} answers ")
+    assert re.search(rf"\b{reference} [\d.]+ %", said) is None, "not compared with itself"
+    assert "other methods" not in said, "the best of the one other method is named as the best"
+    alone = read_results({reference: curriculum[reference]}, read_folder(outputs_dir), reference=reference)
+    assert describe_outcome(alone).startswith(f"{reference} answers ")
+
+
 def test_a_warm_up_that_never_ended_is_said(tmp_path):
     """Its validation loss falls from 2.1 to 1.1 in its last epoch."""
     outcome(tmp_path)

@@ -107,9 +107,8 @@ def _open(entry: str) -> "Reasoner":
     folder = find_checkpoint(entry)
     if difference := describe_difference(folder, Path()):
         sys.stderr.write(f"coconut: {difference}\n")
-    from coconut.reasoner import (
-        Reasoner,
-    )  # Imported here: torch takes seconds, which a wrong argument need not wait for.
+    # Imported here: torch takes seconds, which a wrong argument need not wait for.
+    from coconut.reasoner import Reasoner
 
     return Reasoner.from_pretrained(folder)
 

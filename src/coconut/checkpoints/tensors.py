@@ -58,7 +58,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _write_gathered(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors of which each process holds a part, one after the other, so that only one is ever whole.
 
-    The other processes take part by `parts.give_shards`. Names are written in order, as it goes through them.
+    The other processes take part by `shards.give_shards`. Names are written in order, as it goes through them.
     """
     header: dict[str, Any] = {}
     end = 0

@@ -23,7 +23,7 @@ from coconut.report.provenance import judge
 from coconut.report.reading import ReadText
 from coconut.report.results import Result, evaluate_stage, read_results
 from coconut.report.tables import Table, pair_examples, paired_p
-from coconut.report.text import NOTHING, format_p, visible
+from coconut.report.text import NOTHING, format_interval, format_p, visible
 from coconut.tracking import flatten
 
 WORKSPACE = "workspace"
@@ -177,10 +177,12 @@ def pairs_table(first: Group, other: Group) -> Table:
             if before.metric("accuracy") is not None and after.metric("accuracy") is not None:
                 pairs.append((before, after))
             by_seed.append(f"{label}{format_p(paired_p(before, after))}")
-        end = (str(len(pairs)), _format_difference(pairs)) if pairs else ("", "")
-        if pairs and all(before.predictions and before.predictions == after.predictions for before, after in pairs):
+        if not pairs:
+            continue
+        end = (str(len(pairs)), _format_difference(pairs))
+        if all(before.predictions and before.predictions == after.predictions for before, after in pairs):
             same.setdefault(end, []).append(entry)
-        elif pairs:
+        else:
             rows.append([entry, "  ".join(by_seed), *end])
     rows += [[", ".join(entries), "the same answers", *end] for end, entries in same.items()]
     header = ["entry", "McNemar's p by seed", "seeds", f"{other.letter} - {first.letter} [95 %]"]
@@ -357,7 +359,7 @@ def _format_mean(found: Sequence[tuple[float, int]]) -> str:
     mean, low, high = seeds_interval(accuracies, min(counts))
     if len(found) == 1 or not min(counts):
         return format_ratio(mean)
-    return f"{format_ratio(mean)} [{format_ratio(low)}, {format_ratio(high)}]"
+    return format_interval(mean, low, high)
 
 
 def _format_difference(pairs: Sequence[tuple[Result, Result]]) -> str:

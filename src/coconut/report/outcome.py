@@ -32,13 +32,13 @@ def describe_outcome(results: Sequence[Result]) -> str:
         return f"{_share(best)}{'; that is the best of all entries' if len(results) > 1 else ''}."
     sentences = [f"{_share(reference)}.", _describe_controls(results, reference)]
     words = find_last(results, "words")
-    if words is not None and words.metric("accuracy") is not None:
+    if words is not None and words is not reference and words.metric("accuracy") is not None:
         sentences.append(f"{_against(words, reference)} with its steps in words.")
     main = [one for one in _scored(results) if one.kind.role == "main"]
-    best = max(main, key=_accuracy)
+    best = max(main, key=_accuracy, default=reference)
     if _accuracy(best) > _accuracy(reference):
         sentences.append(f"The best entry with thoughts: {_against(best, reference)}.")
-    others = [one for one in main if one.method != reference.method and one is not best]
+    others = [one for one in main if one.method not in (reference.method, best.method)]
     if others:
         sentences.append(f"The best of other methods: {_against(max(others, key=_accuracy), reference)}.")
     conclusion = None if reference.thoughts is None else conclude(reference.thoughts.rows)
@@ -51,7 +51,9 @@ def describe_outcome(results: Sequence[Result]) -> str:
 
 def _describe_controls(results: Sequence[Result], reference: Result) -> str:
     """Compare with the controls that had as many updates; where none had, say so, and name the best of the others."""
-    controls = [one for one in _scored(results) if one.kind.role == "control" and one.name != BASE]
+    controls = [
+        one for one in _scored(results) if one.kind.role == "control" and one.name != BASE and one is not reference
+    ]
     controls.sort(key=_accuracy, reverse=True)
     if not controls:
         return "No control was run."

@@ -43,6 +43,7 @@ from coconut.report.text import NOT_THERE, shorten, visible
 
 PAGE_FILE = "report.html"
 _NUM_MISTAKES = 10
+_NEED = "Do answers need the thoughts?"
 
 
 def write_report(
@@ -64,18 +65,14 @@ def write_report(
     provenance = provenance or Provenance()
     read_text = read_folder(outputs_dir)
     results = read_results(params.curriculum, read_text, marks=provenance.marks, reference=params.report.reference)
-    sections = build_sections(results, facts=read_facts(read_text), provenance=provenance)
-    if browser := browse_questions(results, read_questions(examples_dir) if examples_dir else []):
-        place = next((n for n, section in enumerate(sections) if section.title == "Mistakes"), len(sections))
-        sections[place:place] = [browser]
-        sections.insert(0, show_task(params, browser))
+    browser = None if examples_dir is None else browse_questions(results, read_questions(examples_dir))
+    sections = [] if browser is None else [show_task(params, browser)]
+    sections += build_sections(results, facts=read_facts(read_text), provenance=provenance, browser=browser)
     origin = provenance.origin
     about = f"Written {origin['written']}, commit {origin['commit']}." if {"written", "commit"} <= origin.keys() else ""
     lead = "\n\n".join(filter(None, [describe_outcome(results), describe_warnings(results), about]))
     title = visible(f"{params.model}, seed {params.seed}")
-    entry, control = find_thinkers(results)
-    colours = {name: colour for name, (colour, _) in choose_styles(results).items()}
-    front = None if entry is None else numbers_chart(entry, control, colours)
+    front = next((chart for section in sections if section.title == _NEED for chart in section.charts), None)
     write_page(title, lead, sections, report_dir, {CURVES_FILE: write_curves(results)}, front)
 
 
@@ -106,9 +103,17 @@ def write_page(
 
 
 def build_sections(
-    results: Sequence[Result], *, facts: Mapping[str, Any] | None, provenance: Provenance
+    results: Sequence[Result],
+    *,
+    facts: Mapping[str, Any] | None,
+    provenance: Provenance,
+    browser: Section | None = None,
 ) -> list[Section]:
-    """Decide what the report says, in its order; a part that has nothing to say is left out."""
+    """Decide what the report says, in its order; a part that has nothing to say is left out.
+
+    Args:
+        browser: all questions, to stand before the mistakes.
+    """
     colours = {name: colour for name, (colour, _) in choose_styles(results).items()}
     unfinished, paper, steps = provenance.table(), paper_table(results), draw_steps(results)
     speed, updates, sets = speed_table(results), draw_updates(results), find_sets(results)
@@ -136,6 +141,7 @@ def build_sections(
         sections.append(Section("Training", _UPDATES_TEXT, charts=updates, links=files))
     if steps is not None:
         sections.append(Section("Accuracy by number of gold steps", _STEPS_TEXT, charts=[steps]))
+    sections += [] if browser is None else [browser]
     sections.append(_mistakes_section(results))
     if speed.rows:
         sections.append(Section("Speed", explain_speed(results), speed, draw_speed(results)))
@@ -214,7 +220,7 @@ def _thought_sections(results: Sequence[Result], colours: Mapping[str, str]) -> 
     text = _EDITS_TEXT if control is None else f"{_EDITS_TEXT} {_CONTROL_TEXT.format(control.label)}"
     contents_text = _CONTENTS_TEXT + (f" Not measured here, or in part: {'; '.join(missing)}." if missing else "")
     return [
-        Section("Do answers need the thoughts?", text, edits_table(entry, control), [chart] if chart else []),
+        Section(_NEED, text, edits_table(entry, control), [chart] if chart else []),
         Section("What thoughts hold", contents_text, contents_table(entry)),
         *questions,
     ]

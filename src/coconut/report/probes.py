@@ -6,13 +6,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from coconut.evaluation.statistics import format_ratio
 from coconut.probing.rows import Row, find_row
 from coconut.report.graph import MOST_NODES, Layout, draw_graph
 from coconut.report.results import UNTOUCHED, Result, find_reference
 from coconut.report.svg import Chart, Point, Series, share_bar
 from coconut.report.tables import Cell, Table
-from coconut.report.text import NOTHING, format_number, format_p, shorten, visible
+from coconut.report.text import NOTHING, format_interval, format_number, format_p, shorten, visible
 
 MOST_QUESTIONS = {True: 8, False: 2}
 """Questions that are drawn of the entry that the page is about, and of every other one."""
@@ -96,10 +95,7 @@ def share_cell(row: Row | None) -> str:
     """Write a share with its interval, and a bar beside it on the page."""
     if row is None or row.value is None:
         return NOTHING
-    text = format_ratio(row.value)
-    if row.low is not None and row.high is not None:
-        text += f" [{format_ratio(row.low)}, {format_ratio(row.high)}]"
-    return Cell(text, share_bar(row.value, row.low, row.high))
+    return Cell(format_interval(row.value, row.low, row.high), share_bar(row.value, row.low, row.high))
 
 
 def contents_table(entry: Result) -> Table:

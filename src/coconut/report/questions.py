@@ -1,11 +1,11 @@
 """The questions of the test set: one as the example of the task, and all to search through."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coconut.config.schema import Params
+from coconut.data.examples import Example, read_examples
 from coconut.report.render import Questions, Section
 from coconut.report.results import Result, find_reference
 from coconut.report.tables import Table
@@ -16,17 +16,15 @@ _MOST_CHARACTERS = 2_000
 """Of a text. Together they keep a page of eight entries below some megabytes."""
 
 
-def read_questions(examples_dir: Path) -> list[Mapping[str, Any]]:
+def read_questions(examples_dir: Path) -> list[Example]:
     """Read the first test set; nothing where it is not there, or not as `preprocess` writes it."""
     try:
-        lines = (examples_dir / "test.jsonl").read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines[:_MOST_QUESTIONS] if line]
-    except (OSError, ValueError, RecursionError):
+        return read_examples(examples_dir / "test.jsonl")[:_MOST_QUESTIONS]
+    except (OSError, ValueError):
         return []
-    return [row for row in rows if isinstance(row, dict)]
 
 
-def browse_questions(results: Sequence[Result], questions: Sequence[Mapping[str, Any]]) -> Section | None:
+def browse_questions(results: Sequence[Result], questions: Sequence[Example]) -> Section | None:
     """Put every question beside the answers of all entries; None where nothing fits together.
 
     A question counts as that of an answer where both name the same gold answer.
@@ -39,14 +37,13 @@ def browse_questions(results: Sequence[Result], questions: Sequence[Mapping[str,
     rows = []
     for index, question in enumerate(questions):
         found = [answers.get(index) for answers in by_index]
-        gold = str(question.get("answer", ""))
-        if any(found) and all(one is None or one.gold == gold for one in found):
+        if any(found) and all(one is None or one.gold == question.answer for one in found):
             rows.append(
                 {
                     "index": index,
-                    "question": _shown(question.get("question", "")),
-                    "steps": _shown(" → ".join(map(str, question.get("steps", [])))),
-                    "gold": _shown(gold),
+                    "question": _shown(question.question),
+                    "steps": _shown(" → ".join(question.steps)),
+                    "gold": _shown(question.answer),
                     "thoughts": thoughts.get(index, ""),
                     "answers": [one and (_shown(one.answer or NOTHING), one.right) for one in found],
                 }
@@ -81,5 +78,5 @@ def _read_thoughts(question: Mapping[str, Any]) -> str:
     return visible(" | ".join(" or ".join(one) for one in tokens))
 
 
-def _shown(text: Any) -> str:
-    return "\n".join(map(visible, str(text)[:_MOST_CHARACTERS].split("\n")))
+def _shown(text: str) -> str:
+    return "\n".join(map(visible, text[:_MOST_CHARACTERS].split("\n")))

@@ -169,11 +169,12 @@ def _grid(x: Axis, y: Axis, x_ticks: Sequence[float] | None, x_names: Sequence[s
         at = y.place(value)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(x.start, at, x.end))
         parts.append(_text(x.start - 4, at + 3.5, format_axis(value), "end"))
-    for value, name in zip(x_ticks or (), x_names, strict=False):
+    ticks = x.ticks() if x_ticks is None else x_ticks
+    for value in [] if x_names else ticks:
+        parts.append(_text(x.place(value), y.start + 14, format_axis(value), "middle"))
+    for value, name in zip(ticks, x_names, strict=False):
         turn = Markup('<g transform="rotate(-40 {} {})">').format(x.place(value), y.start + 12)
         parts.append(turn + _text(x.place(value), y.start + 12, name[:14], "end") + Markup("</g>"))
-    for value in [] if x_names else x_ticks if x_ticks is not None else x.ticks():
-        parts.append(_text(x.place(value), y.start + 14, format_axis(value), "middle"))
     return Markup("").join(parts)
 
 
@@ -194,7 +195,7 @@ def _line(one: Series, x: Axis, y: Axis) -> Markup:
     ).format(
         visible(one.label),
         one.colour,
-        Markup(' stroke-dasharray="{}"').format(one.dashes) if one.dashes else "",
+        _dashes(one),
         places,
         path,
         dots,
@@ -202,9 +203,12 @@ def _line(one: Series, x: Axis, y: Axis) -> Markup:
 
 
 def _legend_line(one: Series, y: float) -> Markup:
-    dashes = Markup(' stroke-dasharray="{}"').format(one.dashes) if one.dashes else ""
-    line = Markup('<path d="M2 {}H26" stroke="{}" stroke-width="1.4"{}/>').format(y - 3, one.colour, dashes)
+    line = Markup('<path d="M2 {}H26" stroke="{}" stroke-width="1.4"{}/>').format(y - 3, one.colour, _dashes(one))
     return line + _text(32, y, one.label, "start")
+
+
+def _dashes(one: Series) -> Markup:
+    return Markup(' stroke-dasharray="{}"').format(one.dashes) if one.dashes else Markup("")
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:

@@ -15,6 +15,7 @@ from coconut.report.svg import share_bar
 from coconut.report.text import (
     NOT_THERE,
     NOTHING,
+    format_interval,
     format_number,
     format_p,
     format_share,
@@ -172,7 +173,7 @@ def groups_table(results: Sequence[Result]) -> Table | None:
         for group in counts:
             right = [prediction.right for prediction in result.predictions if prediction.group == group]
             low, high = wilson_interval(sum(right), len(right))
-            row.append(_interval(sum(right) / len(right), low, high) if right else NOT_THERE)
+            row.append(format_interval(sum(right) / len(right), low, high) if right else NOT_THERE)
         rows.append(row)
     return Table(["entry", *(f"{group or 'no kind'} ({number})" for group, number in counts.items())], rows)
 
@@ -263,13 +264,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
 def format_accuracy(result: Result, key: str = "accuracy") -> str:
     """Write `0.981 [0.970, 0.988]`, or that it is not there."""
     accuracy, low, high = (result.metric(name) for name in (key, f"{key}_low", f"{key}_high"))
-    if accuracy is None:
-        return NOT_THERE
-    return format_ratio(accuracy) if low is None or high is None else _interval(accuracy, low, high)
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{format_ratio(value)} [{format_ratio(low)}, {format_ratio(high)}]"
+    return NOT_THERE if accuracy is None else format_interval(accuracy, low, high)
 
 
 def _format_fact(value: Any) -> str:

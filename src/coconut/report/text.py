@@ -4,6 +4,8 @@ import math
 import re
 import unicodedata
 
+from coconut.evaluation.statistics import format_ratio
+
 NOT_THERE = "not there"
 """Shown where a file is missing, as after a failed pipeline stage."""
 NOTHING = "-"
@@ -67,6 +69,16 @@ def format_share(value: float | None) -> str:
     ['-', '0 %', '12.5 %', '99.95 %', '100 %']
     """
     return NOTHING if value is None else f"{100 * value:.{3 if value == 1 or value < 0.9995 else 6}g} %"
+
+
+def format_interval(value: float, low: float | None, high: float | None) -> str:
+    """Write a share with its interval, where it has one.
+
+    >>> format_interval(0.9995, 0.9972, 0.99991), format_interval(0.5, None, None)
+    ('0.9995 [0.997, 0.9999]', '0.500')
+    """
+    text = format_ratio(value)
+    return text if low is None or high is None else f"{text} [{format_ratio(low)}, {format_ratio(high)}]"
 
 
 def format_p(p: float | None) -> str:
